@@ -1,0 +1,22 @@
+"""Find motion boxes in every video of a manifest; Parquet in, Parquet out, resumable.
+
+    python jobs/extract_motion.py                                      # known-answer set
+    python jobs/extract_motion.py experiments/mofo/ssv2.yaml data.manifest=...
+"""
+
+from kinema.cli import parse, run
+from kinema.experiment import Experiment
+from kinema.pipelines.cluster import connect
+from kinema.pipelines.prepare import prepare
+
+
+def main() -> int:
+    """Extract what is missing."""
+    experiment = parse(Experiment, default="experiments/demo/base.yaml", description=__doc__)
+    connect()
+    prepare([experiment.resolved()])
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

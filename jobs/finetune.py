@@ -1,0 +1,21 @@
+"""Finetune an encoder on labels and test it; pretrains it first when it does not exist yet.
+
+    python jobs/finetune.py                                            # demo size, known-answer set
+    python jobs/finetune.py experiments/mofo/ssv2.yaml data.manifest=... head.name=mca
+    python jobs/finetune.py experiments/mofo/ssv2.yaml pretrain=null encoder=path/encoder.safetensors
+"""
+
+from kinema.cli import parse, run
+from kinema.experiment import Experiment
+from kinema.pipelines.single import run_experiment
+
+
+def main() -> int:
+    """Finetune, test, and print the accuracy with its interval."""
+    return run_experiment(
+        parse(Experiment, default="experiments/demo/base.yaml", description=__doc__)
+    )
+
+
+if __name__ == "__main__":
+    run(main)

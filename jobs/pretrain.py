@@ -1,0 +1,19 @@
+"""Pretrain an encoder, without labels.
+
+    python jobs/pretrain.py                                            # demo size, known-answer set
+    python jobs/pretrain.py experiments/mofo/ssv2.yaml data.manifest=...
+"""
+
+from kinema.cli import parse, run
+from kinema.experiment import Experiment
+from kinema.pipelines.single import run_experiment
+
+
+def main() -> int:
+    """Pretrain and print where the encoder lies."""
+    experiment = parse(Experiment, default="experiments/demo/base.yaml", description=__doc__)
+    return run_experiment(experiment.varied({"finetune": None}))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,145 @@
+"""What every job's command line does: settings in, messages for people out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel
+
+from kinema.config import load, to_yaml
+from kinema.errors import ConfigError, KinemaError
+from kinema.schema import Key, Place, list_keys
+
+T = TypeVar("T", bound=BaseModel)
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_USAGE_ERROR = 2
+
+
+def parse(
+    spec: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    default: str | None,
+    description: str | None,
+) -> T:
+    """Settings of a job from `[experiment.yaml] [key.path=value ...] [--help] [--dry-run]`.
+
+    Prints the settings in full. `--help` and `--dry-run` print and end the program with status 0.
+
+    Args:
+        spec: the model of the settings.
+        argv: arguments; those of the program by default.
+        default: experiment to use when none is given, a path in the repository.
+        description: what the job does, for `--help`.
+
+    Raises:
+        ConfigError: the arguments or the settings are wrong.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in arguments or "-h" in arguments:
+        print(_help(spec, default, description))
+        raise SystemExit(0)
+    file, overrides = _split(arguments)
+    config = load(spec, file, overrides, _in_repository(default))
+    print(to_yaml(config), end="", flush=True)
+    if "--dry-run" in arguments:
+        raise SystemExit(0)
+    return config
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a job and end the program with its status; None counts as 0.
+
+    An error that its user can mend is printed without a traceback and ends the program with
+    status 2. Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        status = main()
+    except KinemaError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(_USAGE_ERROR) from None
+    raise SystemExit(status or 0)
+
+
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The experiment file and the overrides."""
+    problems = []
+    files = []
+    overrides = []
+    for argument in arguments:
+        if argument == "--dry-run":
+            continue
+        if argument.startswith("-"):
+            problems.append(f"unknown option '{argument}'; options are --help and --dry-run")
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            files.append(argument)
+    if len(files) > 1:
+        problems.append(f"give one experiment file, not {', '.join(files)}")
+    if problems:
+        raise ConfigError(problems, "command line")
+    return (files[0] if files else None), overrides
+
+
+def _in_repository(default: str | None) -> Path | None:
+    """The default experiment seen from here, or in the checkout this package is installed from."""
+    if default is None:
+        return None
+    path = Path(default)
+    return path if path.exists() or path.is_absolute() else _REPOSITORY / path
+
+
+def _help(spec: type[BaseModel], default: str | None, description: str) -> str:
+    lines = [
+        f"usage: python {sys.argv[0]} [experiment.yaml] [key.path=value ...] [--help] [--dry-run]",
+        "",
+        description or "",
+        "",
+        f"Without a file: {default or 'the defaults below'}.",
+        "--dry-run prints the settings in full and ends.",
+        "",
+        "Keys (type = default):",
+    ]
+    lines += [_key_line(key) for key in list_keys(spec) if not _names_a_choice(key)]
+    return "\n".join(lines)
+
+
+def _names_a_choice(key: Key) -> bool:
+    """Whether the key is the `name` of one of several sections, which the section's line lists."""
+    return key.choice is not None and key.choice == key.default and key.path.endswith(".name")
+
+
+def _key_line(key: Key) -> str:
+    indent = "  " * (key.path.count(".") + 1)
+    where = f" [name={key.choice}]" if key.choice else ""
+    about = f"  {key.field.description}" if key.field.description else ""
+    return f"{indent}{key.path}{where}: {_type_name(key.place)}{_default(key)}{about}"
+
+
+def _default(key: Key) -> str:
+    if key.field.is_required():
+        return " (required)"
+    if isinstance(key.default, BaseModel):
+        chosen = getattr(key.default, "name", None) if len(key.place.models) > 1 else None
+        return f" = {chosen}" if chosen else ""
+    return f" = {'null' if key.default is None else key.default}"
+
+
+def _type_name(place: Place) -> str:
+    if place.names and len(place.models) > 1:
+        return f"one of {' | '.join(place.names)}, by its name"
+    names = [_member_name(member) for member in place.members]
+    return " | ".join(names)
+
+
+def _member_name(member: Any) -> str:
+    if get_origin(member) is Literal:
+        return " | ".join(str(value) for value in get_args(member))
+    if isinstance(member, type) and issubclass(member, BaseModel):
+        return "section"
+    plain = isinstance(member, type) and not get_args(member)
+    return str(member.__name__ if plain else member).replace("typing.", "")

@@ -1,0 +1,197 @@
+"""The knobs of a whole run: one YAML file names data, motion, mask, target, head and recipe.
+
+A method is a mask, a target and a head; an experiment adds data and recipe; a sweep varies any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from kinema import storage
+from kinema.config import Config, fingerprint, vary
+from kinema.errors import ConfigError
+from kinema.evaluation.multiview import EvaluationConfig
+from kinema.masking.masks import Mask, TubeMask
+from kinema.models.classifier import Head, PlainHead
+from kinema.models.targets import PixelTarget, Target
+from kinema.models.vit import ViTConfig
+from kinema.motion.clip import Reduce
+from kinema.motion.extractor import MotionConfig
+from kinema.training.data import LoaderConfig
+from kinema.training.finetune import FinetuneConfig
+from kinema.training.pretrain import PretrainConfig
+from kinema.video.synthetic import SyntheticConfig
+
+METHODS_VERSION = 1
+"""Bumped by hand when masks, targets or heads change what a run computes; part of every run key."""
+
+
+class DataConfig(Config):
+    """Which videos. Without a manifest the embedded known-answer set is made and used."""
+
+    manifest: str | None = Field(None, description="Parquet manifest, path or URI")
+    synthetic: SyntheticConfig = SyntheticConfig()
+    reduce: Reduce = Field("clip", description="how per-frame motion boxes become a clip's box")
+    selection: Literal["holdout", "official"] = Field(
+        "holdout",
+        description="choose the best epoch on a held-out tenth of the training clips where there is "
+        "no validation split, or (the papers' way) on the split that is also tested",
+    )
+
+
+class ExtractionConfig(Config):
+    """How motion extraction runs; changes nothing in its results."""
+
+    timeout_s: PositiveFloat = Field(600.0, description="limit per video")
+    max_failure_ratio: float = Field(0.0, ge=0, le=1)
+    num_cpus: PositiveInt | None = Field(None, description="cores to use; all by default")
+
+
+class ComputeConfig(Config):
+    """What one training run asks of the cluster."""
+
+    num_workers: PositiveInt = Field(1, description="training processes (GPUs)")
+    use_gpu: bool = False
+    cpus_per_worker: PositiveFloat = 1
+    max_failures: NonNegativeInt = Field(3, description="restarts after a worker's death")
+
+
+class SchedulerConfig(Config):
+    """ASHA over finetuning epochs; stops trials whose val/top1 lags."""
+
+    name: Literal["asha"] = "asha"
+    grace_epochs: PositiveInt = 5
+    reduction_factor: PositiveInt = 3
+
+
+class SweepConfig(Config):
+    """Which settings a sweep varies. `axes` maps dotted keys to values, in the order of the table."""
+
+    axes: dict[str, list[Any]] = Field(min_length=1)
+    skip: list[dict[str, Any]] = Field(
+        default=[], description="points left out: those that have all the values of an entry"
+    )
+    search: Literal["grid", "random"] = "grid"
+    num_samples: PositiveInt = Field(10, description="trials of a random search")
+    controls: dict[str, dict[str, Any]] = Field(
+        default={}, description="named extra trials: overrides that replace the axes"
+    )
+    scheduler: SchedulerConfig | None = None
+    max_concurrent: PositiveInt | None = Field(None, description="at most this many at once")
+
+    @model_validator(mode="after")
+    def _filled(self) -> SweepConfig:
+        empty = [key for key, values in self.axes.items() if not values]
+        if empty:
+            raise ValueError(f"axis without values: {', '.join(empty)}")
+        return self
+
+
+class Experiment(Config):
+    """One run: pretraining, finetuning and test of one method on one data set."""
+
+    name: str = Field("kinema", pattern=r"^[\w.-]+$", description="study; MLflow experiment")
+    method: Literal["videomae", "mofo", "custom"] = "custom"
+    paper: str | None = Field(None, description="the paper's table or figure this belongs to")
+    seed: NonNegativeInt = 0
+    storage: str | None = Field(None, description="root of everything durable; $KINEMA_STORAGE")
+    data: DataConfig = DataConfig()
+    motion: MotionConfig | None = Field(None, description="motion extraction; null = none needed")
+    extraction: ExtractionConfig = ExtractionConfig()
+    model: ViTConfig = ViTConfig()
+    mask: Mask = Field(default=TubeMask(), discriminator="name")
+    target: Target = Field(default=PixelTarget())
+    head: Head = Field(default=PlainHead(), discriminator="name")
+    encoder: str | None = Field(None, description="pretrained encoder to start from; path or URI")
+    pretrain: PretrainConfig | None = PretrainConfig()
+    finetune: FinetuneConfig | None = FinetuneConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    loader: LoaderConfig = LoaderConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Experiment:
+        problems = []
+        if self.motion is None:
+            for part, needs in (("mask", self.mask.needs), ("head", self.head.needs)):
+                if needs:
+                    name = getattr(self, part).name
+                    problems.append(f"{part}.name={name} reads motion boxes: give a motion section")
+        if self.pretrain is not None and self.encoder is not None:
+            problems.append("give either encoder or pretrain, not both; set pretrain=null")
+        if self.pretrain is None and self.finetune is None:
+            problems.append("pretrain and finetune are both null: nothing to do")
+        try:
+            self.mask.check(self.model.grid)
+            self.head.check(self.model)
+        except ConfigError as error:
+            problems += error.problems
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def root(self) -> str:
+        """Absolute storage root."""
+        return storage.absolute(self.storage or storage.default_root())
+
+    @property
+    def needs_motion(self) -> bool:
+        """Whether a motion store must exist before training."""
+        return self.motion is not None
+
+    def resolved(self) -> Experiment:
+        """The same with every path absolute, as workers on other machines need it."""
+        changed: dict[str, Any] = {"storage": self.root}
+        if self.encoder is not None:
+            changed["encoder"] = storage.absolute(self.encoder)
+        if self.data.manifest is not None:
+            manifest = storage.absolute(self.data.manifest)
+            changed["data"] = self.data.model_copy(update={"manifest": manifest})
+        return self.model_copy(update=changed)
+
+    def varied(self, overrides: Mapping[str, Any]) -> Experiment:
+        """A copy with dotted keys set, validated like a file.
+
+        Raises:
+            ConfigError: an override names an unknown key or breaks a rule.
+        """
+        return vary(self, overrides)
+
+
+class SweepExperiment(Experiment):
+    """An experiment and the settings to vary."""
+
+    sweep: SweepConfig
+
+    def base(self) -> Experiment:
+        """The experiment without its sweep section."""
+        return Experiment.model_validate(self.model_dump(mode="json", exclude={"sweep"}))
+
+
+_NOT_RESULTS = {"name", "paper", "method", "storage", "loader", "compute", "extraction"}
+_PRETRAINING = {"seed", "data", "motion", "model", "mask", "target", "pretrain"}
+
+
+def pretrain_key(experiment: Experiment, manifest_digest: str) -> str:
+    """Names what pretraining computes: same key, same encoder."""
+    used = set(_PRETRAINING)
+    if not experiment.mask.needs:
+        used.discard("motion")
+    return _key(experiment, used, "pretrain", manifest_digest)
+
+
+def run_key(experiment: Experiment, manifest_digest: str) -> str:
+    """Names what a whole run computes. Cluster size, paths and the commit are not part of it."""
+    return _key(experiment, set(Experiment.model_fields) - _NOT_RESULTS, "run", manifest_digest)
+
+
+def _key(experiment: Experiment, fields: set[str], kind: str, manifest_digest: str) -> str:
+    settings = experiment.model_dump(mode="json", include=fields)
+    settings["data"].pop("manifest", None)
+    settings["data"].pop("synthetic", None)
+    return fingerprint(kind, METHODS_VERSION, manifest_digest, settings)
+

@@ -1,0 +1,1 @@
+"""Pictures and tables of results. Nothing here touches matplotlib's global state."""

@@ -1,0 +1,1 @@
+"""Networks and what they predict: ViT encoder, masked autoencoder, targets, classifier, weights."""

@@ -1,0 +1,1 @@
+"""From frames to motion: optical flow, motion boxes, the store that keeps them, a clip's boxes."""

@@ -1,0 +1,295 @@
+"""The motion store: the boxes of many videos as Parquet files beside their parameters.
+
+Layout: `<root>/motion/<fingerprint>/{store.json, part-*.parquet, failures.parquet}`. The fingerprint
+covers the parameters, the extractor's version and the schema's, so boxes made in different ways
+never meet in one folder. Each file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kinema import storage
+from kinema.config import fingerprint
+from kinema.errors import StorageError, StoreError
+from kinema.motion.extractor import EXTRACTOR_VERSION, FrameBoxes, MotionConfig
+
+STORE_VERSION = 1
+# Four numbers, but not a list of fixed size: Arrow cannot read those back from Parquet when one is
+# null ("Expected all lists to be of size=4").
+BOX = pa.list_(pa.float32())
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("video_digest", pa.string(), nullable=False),
+        pa.field("row_digest", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("frames", pa.list_(pa.int32()), nullable=False),
+        pa.field("boxes", pa.list_(BOX), nullable=False),
+        pa.field("peaks", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""One row per video. An element of `boxes` is x0, y0, x1, y1, or null where nothing moves."""
+
+FAILURES_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("why", pa.string())])
+COMMAND = "python jobs/extract_motion.py"
+
+
+@dataclass(frozen=True)
+class MotionRow:
+    """The boxes of one video with what they were made from."""
+
+    id: str
+    video_digest: str
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    boxes: FrameBoxes
+
+
+def row_digest(video_digest: str, cfg: MotionConfig) -> str:
+    """Changes when the video's bytes, the parameters or the extractor change."""
+    return fingerprint(video_digest, cfg, EXTRACTOR_VERSION)
+
+
+def to_table(rows: Sequence[MotionRow], cfg: MotionConfig) -> pa.Table:
+    """Rows in the store's `SCHEMA`."""
+    return pa.Table.from_pylist([_record(row, cfg) for row in rows], schema=SCHEMA)
+
+
+def _record(row: MotionRow, cfg: MotionConfig) -> dict[str, Any]:
+    still = np.isnan(row.boxes.boxes).any(axis=1)
+    boxes = zip(row.boxes.boxes.tolist(), still.tolist(), strict=True)
+    return {
+        "id": row.id,
+        "video_digest": row.video_digest,
+        "row_digest": row_digest(row.video_digest, cfg),
+        "width": row.width,
+        "height": row.height,
+        "num_frames": row.num_frames,
+        "fps": row.fps,
+        "frames": row.boxes.frames.tolist(),
+        "boxes": [None if nothing else box for box, nothing in boxes],
+        "peaks": row.boxes.peaks.tolist(),
+    }
+
+
+class MotionStore:
+    """The boxes made with one set of parameters, under `root_uri` (a folder or any URI)."""
+
+    def __init__(self, root_uri: str, cfg: MotionConfig) -> None:
+        self.cfg = cfg
+        self.root = storage.join(root_uri, "motion")
+        self.uri = storage.join(self.root, fingerprint(cfg, EXTRACTOR_VERSION, STORE_VERSION))
+
+    def parts(self) -> list[str]:
+        """URIs of the part files, sorted."""
+        return [uri for uri in storage.list_files(self.uri, ".parquet") if "/part-" in uri]
+
+    def existing(self) -> dict[str, str]:
+        """The stored videos: id -> row digest. Empty before the first part is written.
+
+        Raises:
+            StoreError: a part is damaged, or two parts disagree about a video.
+        """
+        found: dict[str, str] = {}
+        for part in self.parts():
+            table = _read(part, ["id", "row_digest"])
+            digests = table.column("row_digest").to_pylist()
+            for video, digest in zip(table.column("id").to_pylist(), digests, strict=True):
+                if found.setdefault(video, digest) != digest:
+                    raise StoreError(
+                        f"{part}: {video} is also in another part, made from another video; "
+                        f"remove {self.uri} and run {COMMAND}"
+                    )
+        return found
+
+    def write_part(self, rows: Sequence[MotionRow] | pa.Table, name: str) -> str:
+        """Write `part-<name>.parquet`, replacing one of that name, and return its URI."""
+        table = rows if isinstance(rows, pa.Table) else to_table(rows, self.cfg)
+        if not table.schema.equals(SCHEMA):
+            raise StoreError(f"part {name}: its columns are not those of a motion store")
+        self._describe()
+        uri = storage.join(self.uri, f"part-{name}.parquet")
+        storage.write_table(uri, table)
+        return uri
+
+    def write_failures(self, failures: Iterable[tuple[str, str, str]]) -> str:
+        """Replace the table of videos that could not be used: (id, path, why) each."""
+        records = [dict(zip(FAILURES_SCHEMA.names, row, strict=True)) for row in failures]
+        self._describe()
+        uri = storage.join(self.uri, "failures.parquet")
+        storage.write_table(uri, pa.Table.from_pylist(records, schema=FAILURES_SCHEMA))
+        return uri
+
+    def drop(self, ids: Iterable[str]) -> int:
+        """Remove videos; only the parts that hold one are rewritten. Returns the rows removed."""
+        unwanted = pa.array(sorted(set(ids)), pa.string())
+        removed = 0
+        for part in self.parts():
+            doomed = pc.is_in(_read(part, ["id"]).column("id"), value_set=unwanted)
+            count = int(pc.sum(doomed).as_py() or 0)
+            if count == 0:
+                continue
+            rest = _read(part, SCHEMA.names).filter(pc.invert(doomed))
+            if rest.num_rows:
+                storage.write_table(part, rest)
+            else:
+                storage.remove(part)
+            removed += count
+        return removed
+
+    def open(self, ids: Iterable[str]) -> MotionReader:
+        """A reader for these videos; boxes are read from a part when first asked for.
+
+        Raises:
+            StoreError: no store, one made with other parameters, missing videos, damaged parts.
+        """
+        self._check_parameters()
+        wanted = set(ids)
+        where: dict[str, str] = {}
+        for part in self.parts():
+            for video in _read(part, ["id"]).column("id").to_pylist():
+                if video in wanted:
+                    where[video] = part
+        missing = sorted(wanted - where.keys())
+        if missing:
+            some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise StoreError(
+                f"{self.uri}: {len(missing)} of {len(wanted)} videos have no motion boxes: {some}; "
+                f"run {COMMAND} with the same motion settings"
+            )
+        return MotionReader(where)
+
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            "store_version": STORE_VERSION,
+            "extractor_version": EXTRACTOR_VERSION,
+            "motion": self.cfg.model_dump(mode="json"),
+        }
+
+    def _describe(self) -> None:
+        uri = storage.join(self.uri, "store.json")
+        if storage.exists(uri):
+            self._check_parameters()
+        else:
+            storage.write_json(uri, self._parameters())
+
+    def _check_parameters(self) -> None:
+        uri = storage.join(self.uri, "store.json")
+        if not storage.exists(uri):
+            raise StoreError(self._why_absent())
+        differing = _differences(_read_description(uri), self._parameters())
+        if differing:
+            raise StoreError(f"{uri}: made with other parameters: {'; '.join(differing)}")
+
+    def _why_absent(self) -> str:
+        """Name the nearest store of other parameters, when there is one."""
+        others = [
+            (_differences(_read_description(uri), self._parameters()), uri)
+            for uri in storage.list_files(self.root, "store.json")
+        ]
+        if not others:
+            return f"{self.root}: no motion store; run {COMMAND} first"
+        differing, uri = min(others, key=lambda other: (len(other[0]), other[1]))
+        return (
+            f"{uri}: made with other parameters: {'; '.join(differing)}; "
+            f"set them alike or run {COMMAND} with yours"
+        )
+
+
+class MotionReader:
+    """Boxes by video id. Cheap to pickle: what was read stays behind."""
+
+    def __init__(self, where: Mapping[str, str]) -> None:
+        self._where = dict(where)
+        self._tables: dict[str, tuple[pa.Table, dict[str, int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_where": self._where, "_tables": {}}
+
+    def boxes(self, video_id: str) -> FrameBoxes:
+        """The boxes of one video.
+
+        Raises:
+            StoreError: the video is not among those the reader was opened for, or a damaged part.
+        """
+        if video_id not in self._where:
+            raise StoreError(f"{video_id}: the motion store was not opened for this video")
+        table, rows = self._part(self._where[video_id])
+        row = table.slice(rows[video_id], 1)
+        boxes = row.column("boxes")[0].as_py()
+        nothing = [float("nan")] * 4
+        return FrameBoxes(
+            frames=np.array(row.column("frames")[0].as_py(), dtype=np.int32),
+            boxes=np.array(
+                [nothing if box is None else box for box in boxes], dtype=np.float32
+            ).reshape(-1, 4),
+            peaks=np.array(row.column("peaks")[0].as_py(), dtype=np.float32),
+        )
+
+    def _part(self, part: str) -> tuple[pa.Table, dict[str, int]]:
+        if part not in self._tables:
+            mine = pa.array([v for v, uri in self._where.items() if uri == part], pa.string())
+            table = _read(part, ["id", "frames", "boxes", "peaks"])
+            table = table.filter(pc.is_in(table.column("id"), value_set=mine)).combine_chunks()
+            rows = {video: row for row, video in enumerate(table.column("id").to_pylist())}
+            self._tables[part] = table, rows
+        return self._tables[part]
+
+
+def _read(part: str, columns: list[str]) -> pa.Table:
+    """Columns of a part file; a damaged one is named."""
+    try:
+        table = storage.read_table(part, columns)
+    except (StorageError, pa.ArrowException, OSError) as error:
+        raise StoreError(f"{part}: damaged ({error}); remove it and run {COMMAND}") from error
+    expected = pa.schema([SCHEMA.field(name) for name in columns])
+    if not table.schema.equals(expected):
+        raise StoreError(f"{part}: damaged (unexpected columns); remove it and run {COMMAND}")
+    return table
+
+
+def _read_description(uri: str) -> dict[str, Any]:
+    try:
+        description = storage.read_json(uri)
+    except (StorageError, ValueError) as error:
+        raise StoreError(f"{uri}: damaged ({error}); remove the folder and run {COMMAND}") from error
+    if not isinstance(description, dict):
+        raise StoreError(f"{uri}: damaged (not a mapping); remove the folder and run {COMMAND}")
+    return description
+
+
+def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Dotted keys that differ, as `key: <stored> there, <wanted> here`."""
+    there, here = _dotted(stored), _dotted(wanted)
+    absent = "nothing"
+    return [
+        f"{key}: {there.get(key, absent)} there, {here.get(key, absent)} here"
+        for key in sorted(there.keys() | here.keys())
+        if key not in there or key not in here or there[key] != here[key]
+    ]
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat

@@ -1,0 +1,1 @@
+"""Everything that runs on a cluster. The only package that imports ray."""

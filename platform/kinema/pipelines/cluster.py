@@ -1,0 +1,213 @@
+"""The Ray cluster a job runs on: reaching it, what it has, and whether a request can ever fit."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import _enable_token_auth
+
+from kinema.errors import ClusterError
+from kinema.pipelines.capacity import Bundle, concurrency, described, shortage, total
+
+_REACH_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The cluster that `connect` found or started.
+
+    Attributes:
+        address: of its control service, host:port.
+        dashboard: URL of its dashboard, None when it has none.
+        own: whether this process started it, and `disconnect` ends it.
+    """
+
+    address: str
+    dashboard: str | None
+    own: bool
+
+
+def connect(num_cpus: int | None = None) -> Connection:
+    """Use the cluster named by `RAY_ADDRESS` (as inside `ray job submit`), else start a local one.
+
+    The local one listens on the loopback only and keeps its dashboard, without which stopped trials
+    would not give their resources back. Token authentication is on unless `RAY_AUTH_MODE` says no.
+
+    Args:
+        num_cpus: cores of a local cluster; all by default. An existing cluster keeps its own.
+
+    Raises:
+        ClusterError: `RAY_ADDRESS` does not answer or refuses the token.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        _enable_token_auth()  # the variable alone comes too late once ray is imported
+    # Ray would otherwise hide GPUs from processes that ask for none, and warn about that
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        return _connection(own=address is None)
+    options: dict[str, Any] = {
+        "runtime_env": _code_for_workers(address),
+        "logging_level": "WARNING",
+    }
+    if address is None:
+        with loopback_only():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                **options,
+            )
+        return _connection(own=True)
+    _check_reachable(address)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise ClusterError(
+            f"no connection to the Ray cluster at {address}: {error}\n"
+            "Use its token: export RAY_AUTH_MODE=token, with RAY_AUTH_TOKEN or ~/.ray/auth_token "
+            "as on its head node; or unset RAY_ADDRESS to run on a local Ray."
+        ) from error
+    return _connection(own=False)
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one started by `connect` ends."""
+    ray.shutdown()
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """Within it, a started cluster listens on 127.0.0.1 and nowhere else.
+
+    Ray on Linux replaces a loopback address by the machine's own, and its servers then listen on
+    every interface. This constant is its switch for that; elsewhere it is off already.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _connection(own: bool) -> Connection:
+    context = ray.get_runtime_context()
+    dashboard = ray._private.worker.get_dashboard_url()
+    return Connection(context.gcs_address, dashboard and f"http://{dashboard}", own)
+
+
+def _check_reachable(address: str) -> None:
+    """Find out in seconds what Ray finds out in minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), _REACH_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS={address} does not answer ({error}); start that cluster, or unset "
+            "RAY_ADDRESS to run on a local Ray"
+        ) from error
+
+
+def _code_for_workers(address: str | None) -> dict[str, Any]:
+    """Runtime environment that lets workers import this very package.
+
+    A submitted job's own environment, an installation and an inherited `PYTHONPATH` need nothing. A
+    driver outside the cluster ships its package, so that both run the same code.
+    """
+    folder = Path(__file__).absolute().parents[2]
+    entries = filter(None, _python_path().split(os.pathsep))
+    on_path = folder in {Path(entry).absolute() for entry in entries}
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if address is not None and not in_job:
+        return {"py_modules": [str(folder / "kinema")]}
+    if on_path or _is_installed():
+        return {}
+    if in_job and folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())  # the job's working directory, wherever it lands
+    return {
+        "env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), _python_path()]))}
+    }
+
+
+def _python_path() -> str:
+    return os.environ.get("PYTHONPATH", "")
+
+
+def _is_installed() -> bool:
+    try:
+        metadata.distribution("kinema")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def resources() -> dict[str, float]:
+    """Everything the cluster's live nodes have."""
+    return total(_nodes())
+
+
+def max_resources() -> dict[str, float] | None:
+    """What the cluster has once its autoscaler started all nodes it may; None without one."""
+    limits = ray._private.state.state.get_max_resources_from_cluster_config()
+    if limits is None:
+        return None
+    present = resources()
+    return {
+        name: max(float(limits.get(name, 0)), present.get(name, 0.0))
+        for name in limits.keys() | present.keys()
+    }
+
+
+def require(bundles: Sequence[Bundle], what: str) -> None:
+    """Make sure that `bundles` can be placed at once on the empty cluster.
+
+    Raises:
+        ClusterError: they never can, not even with every node the autoscaler may start.
+    """
+    problem = shortage(bundles, _nodes(), max_resources())
+    if problem is not None:
+        raise ClusterError(
+            f"{what} asks for {described(bundles)}, but {problem}. Ask for less (compute.*) or "
+            "use a cluster that has it (RAY_ADDRESS)."
+        )
+
+
+def max_concurrent_trials(per_trial: Sequence[Bundle], driver: Bundle, wanted: int) -> int:
+    """How many trials can run at once; prints the figure and what decides it.
+
+    Ray Tune sees a trial's driver and not its workers, so it has to be told.
+
+    Args:
+        per_trial: one bundle per training worker of a trial.
+        driver: what the trial's own process holds.
+        wanted: at most this many.
+
+    Raises:
+        ClusterError: not even one trial fits: it would wait for ever.
+    """
+    limits = max_resources()
+    count, reason = concurrency(per_trial, driver, wanted, _nodes(), limits)
+    if count == 0:
+        raise ClusterError(
+            f"a trial can never start: {reason}. Ask for less (compute.*) or use a larger cluster "
+            "(RAY_ADDRESS)."
+        )
+    print(f"{count} of {wanted} trial{'s' if wanted != 1 else ''} at a time: {reason}", flush=True)
+    return count
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

@@ -1,0 +1,66 @@
+"""What must exist before training: the manifest, and the motion store the run reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kinema import storage
+from kinema.config import fingerprint
+from kinema.errors import ConfigError
+from kinema.experiment import Experiment
+from kinema.motion.extractor import MotionConfig
+from kinema.pipelines.extract import extract
+from kinema.video.manifest import Manifest
+from kinema.video.synthetic import make
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that all runs of a job share. Every path is absolute."""
+
+    manifest_uri: str
+    manifest: Manifest
+
+
+def prepare(experiments: Sequence[Experiment]) -> Prepared:
+    """Make or read the manifest and extract, once, every kind of motion that `experiments` read.
+
+    Raises:
+        ConfigError: the experiments disagree about the data.
+        KinemaError: the manifest is malformed, or too many videos failed.
+    """
+    uri = prepare_manifest(experiments[0])
+    for experiment in experiments[1:]:
+        if experiment.data.manifest != experiments[0].data.manifest or (
+            experiment.data.synthetic != experiments[0].data.synthetic
+        ):
+            raise ConfigError(["data: all trials of a sweep must use the same videos"])
+    for config, experiment in _distinct_motion(experiments):
+        run = experiment.extraction
+        extract(
+            uri,
+            config,
+            experiment.root,
+            num_cpus=run.num_cpus,
+            timeout_s=run.timeout_s,
+            max_failure_ratio=run.max_failure_ratio,
+        )
+    return Prepared(uri, Manifest.read(uri))
+
+
+def prepare_manifest(experiment: Experiment) -> str:
+    """URI of the manifest; the embedded known-answer set is made when none is named."""
+    if experiment.data.manifest is not None:
+        return storage.absolute(experiment.data.manifest)
+    synthetic = experiment.data.synthetic
+    root = storage.join(experiment.root, "synthetic", fingerprint(synthetic))
+    return make(synthetic, root)
+
+
+def _distinct_motion(experiments: Iterable[Experiment]) -> list[tuple[MotionConfig, Experiment]]:
+    found: dict[str, tuple[MotionConfig, Experiment]] = {}
+    for experiment in experiments:
+        if experiment.motion is not None:
+            found.setdefault(fingerprint(experiment.motion), (experiment.motion, experiment))
+    return list(found.values())

@@ -1,0 +1,141 @@
+"""What runs leave in MLflow: one run per trial with settings, numbers and predictions; for a sweep
+also a parent run with the table and the figure of all trials."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from kinema import provenance, storage, trial
+from kinema.config import fingerprint, flatten, to_yaml
+from kinema.experiment import Experiment, SweepExperiment, run_key
+from kinema.figures.sweep import save_sweep, terminal_table
+from kinema.pipelines.prepare import Prepared
+from kinema.pipelines.tracker import RemoteTracker, StudyTracker, start_tracker
+from kinema.pipelines.tuning import Trial
+
+
+def begin(
+    tracker: StudyTracker,
+    experiment: Experiment,
+    key: str,
+    name: str,
+    prepared: Prepared,
+    parent_key: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> RemoteTracker:
+    """Start (or go on with) the tracked run of an experiment: params, tags, config, environment."""
+    run = tracker.run(
+        key,
+        name,
+        parent_key=parent_key,
+        params=flatten(experiment) | {k: str(v) for k, v in (extra or {}).items()},
+        tags=provenance.standard_tags(
+            method=experiment.method,
+            paper=experiment.paper,
+            manifest_digest=prepared.manifest.digest,
+            store_digest=None if experiment.motion is None else fingerprint(experiment.motion),
+            ray_job_id=ray.get_runtime_context().get_job_id(),
+        ),
+    )
+    run.text(to_yaml(experiment), "config/experiment.yaml")
+    run.text(provenance.installed_packages(), "environment/packages.txt")
+    return run
+
+
+def close(run: RemoteTracker, outcome: Mapping[str, Any] | None, reason: str | None) -> None:
+    """End a run: with its result and predictions, or with the reason why it has none."""
+    if outcome is None:
+        run.finish("FAILED" if reason else "KILLED", reason or "stopped before its end")
+        return
+    if "metrics" in outcome:
+        run.summary(outcome["metrics"])
+    if "predictions" in outcome:
+        run.content(storage.read_bytes(outcome["predictions"]), "predictions/test.parquet")
+    run.json(dict(outcome), "result.json")
+    run.finish("FINISHED")
+
+
+class Study:
+    """The tracked side of a sweep. Every run is found again by its key on every submission."""
+
+    def __init__(
+        self, experiment: SweepExperiment, trials: Sequence[Trial], prepared: Prepared
+    ) -> None:
+        self.experiment, self.prepared = experiment, prepared
+        root = trials[0].experiment.root
+        self.tracker = start_tracker(root, experiment.name)
+        base, axes = experiment.base(), experiment.sweep.axes
+        self.key = fingerprint("sweep", experiment.name, sorted(axes), base, prepared.manifest.digest)
+        name = f"sweep {' x '.join(axis.rsplit('.', 1)[-1] for axis in axes)}"
+        self.parent = begin(
+            self.tracker, base, self.key, name, prepared, extra={"sweep.axes": ", ".join(axes)}
+        )
+        self.folder = storage.join(root, "sweeps", self.key)
+        self._runs: dict[str, RemoteTracker] = {}
+
+    def result(self, item: Trial) -> dict[str, Any] | None:
+        """The result of a trial that is done, or None."""
+        return trial.result(item.experiment, self.prepared.manifest.digest)
+
+    def open(self, trials: Sequence[Trial]) -> dict[str, RemoteTracker]:
+        """The runs of `trials`, below the sweep's."""
+        for item in trials:
+            key = run_key(item.experiment, self.prepared.manifest.digest)
+            extra = {"control": str(item.control).lower(), **item.settings}
+            self._runs[item.name] = begin(
+                self.tracker, item.experiment, key, item.name, self.prepared, self.key, extra
+            )
+        return {item.name: self._runs[item.name] for item in trials}
+
+    def close(self, item: Trial, reason: str | None) -> None:
+        """End a trial's run."""
+        close(self._runs.pop(item.name), self.result(item), reason)
+
+    def row(self, item: Trial, failures: Mapping[str, str]) -> dict[str, Any]:
+        """One line of the sweep's table."""
+        outcome = self.result(item)
+        row: dict[str, Any] = {"trial": item.name, "control": item.control, **item.settings}
+        if outcome is None:
+            status = "failed" if item.name in failures else "stopped"
+            return row | {"status": status, "reason": failures.get(item.name, "")}
+        metrics, masked = outcome["metrics"], outcome.get("pretrain", {})
+        return row | {
+            "status": "done" if outcome["comparable"] else "not comparable",
+            "top1": metrics["test/top1"],
+            "low": metrics["test/top1_low"],
+            "high": metrics["test/top1_high"],
+            "chance": outcome["chance"],
+            "num_tested": outcome["num_tested"],
+            "realised_inside_ratio": masked.get("mask/realised_inside_ratio"),
+            "clipped_share": masked.get("mask/clipped_share"),
+            "fallback_share": masked.get("motion/fallback_share"),
+            "seconds": outcome["seconds"],
+        }
+
+    def publish(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show the table, keep table and figure in the storage and in the parent run, and end it."""
+        print(terminal_table(rows, list(self.experiment.sweep.axes)), flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            for file in save_sweep(rows, list(self.experiment.sweep.axes), Path(folder)):
+                storage.write_bytes(storage.join(self.folder, file.name), file.read_bytes())
+                self.parent.artifact(file, "sweep")
+        done = [row for row in rows if row["status"] == "done"]
+        if done:
+            self.parent.summary({"sweep/top1_best": max(row["top1"] for row in done)})
+        complete = len(done) == len(rows)
+        self.parent.finish(
+            "FINISHED" if complete else "FAILED",
+            None if complete else f"{len(rows) - len(done)} of {len(rows)} trials have no result",
+        )
+        print(f"table and figure: {self.folder}", flush=True)
+
+    def abandon(self, error: BaseException) -> None:
+        """End what is still open: the sweep could not go on."""
+        status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+        for run in [*self._runs.values(), self.parent]:
+            run.finish(status, f"{type(error).__name__}: {error}")

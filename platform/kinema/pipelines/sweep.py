@@ -1,0 +1,107 @@
+"""A sweep from settings to table and figure.
+
+The table of trials is our own: a trial is what its run key names, and it is done when its result lies
+in the storage. Submitting a sweep again skips what is done, continues what was interrupted, retries
+what failed and adds what is new.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kinema import storage, trial
+from kinema.experiment import SweepExperiment, pretrain_key
+from kinema.pipelines.cluster import connect
+from kinema.pipelines.prepare import Prepared, prepare
+from kinema.pipelines.study import Study
+from kinema.pipelines.tuning import Trial, run_trials
+from kinema.randomness import keyed_rng
+
+
+def plan(experiment: SweepExperiment) -> list[Trial]:
+    """All trials of a sweep, in table order: the grid or a random part of it, then the controls.
+
+    Raises:
+        ConfigError: a combination of settings is not a valid experiment.
+    """
+    sweep, base = experiment.sweep, experiment.base().resolved()
+    points = [dict(zip(sweep.axes, values, strict=True)) for values in _product(sweep.axes)]
+    points = [
+        point
+        for point in points
+        if not any(all(point[key] == entry[key] for key in entry) for entry in sweep.skip)
+    ]
+    if sweep.search == "random" and sweep.num_samples < len(points):
+        rng = keyed_rng(experiment.seed, "random search")
+        chosen = sorted(rng.choice(len(points), sweep.num_samples, replace=False))
+        points = [points[i] for i in chosen]
+    trials = [Trial(_name(point), point, base.varied(point)) for point in points]
+    return trials + [
+        Trial(name, settings, base.varied(settings), control=True)
+        for name, settings in sweep.controls.items()
+    ]
+
+
+def _product(axes: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
+    return list(itertools.product(*axes.values()))
+
+
+def _name(point: Mapping[str, Any]) -> str:
+    return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items())
+
+
+def shared_pretraining(trials: Sequence[Trial], prepared: Prepared) -> list[Trial]:
+    """Pretraining-only trials for encoders that several unfinished trials start from.
+
+    Each is made once, before the trials; otherwise every trial would make its own at the same time.
+    """
+    digest = prepared.manifest.digest
+    users: dict[str, list[Trial]] = {}
+    for item in trials:
+        if item.experiment.pretrain is not None and item.experiment.finetune is not None:
+            users.setdefault(pretrain_key(item.experiment, digest), []).append(item)
+    return [
+        Trial(
+            f"pretrain {key[:8]}",
+            {},
+            items[0].experiment.varied({"finetune": None, "head": {"name": "plain"}}),
+        )
+        for key, items in users.items()
+        if len(items) > 1 and not trial.is_pretrained(items[0].experiment, digest)
+    ]
+
+
+def sweep(experiment: SweepExperiment) -> int:
+    """Run a sweep to its end, show the table, keep table and figure in MLflow.
+
+    Returns:
+        Exit code: 0 when every trial has a result, 1 when any failed or was stopped without one.
+
+    Raises:
+        KinemaError: settings, data or cluster make the sweep as a whole impossible.
+    """
+    trials = plan(experiment)
+    connect()
+    storage.check_writable(trials[0].experiment.root)
+    prepared = prepare([item.experiment for item in trials])
+    study = Study(experiment, trials, prepared)
+    try:
+        for item in trials:
+            if study.result(item) is not None:
+                study.open([item])
+                study.close(item, None)
+        unfinished = [item for item in trials if study.result(item) is None]
+        print(f"{len(trials) - len(unfinished)} of {len(trials)} trials are done", flush=True)
+        failures: dict[str, str] = {}
+        for batch in (shared_pretraining(unfinished, prepared), unfinished):
+            if not failures:
+                runs = study.open(batch)
+                failures = run_trials(batch, prepared, runs, experiment, study.close)
+        rows = [study.row(item, failures) for item in trials]
+        study.publish(rows)
+    except BaseException as error:
+        study.abandon(error)
+        raise
+    return 0 if all(row["status"] == "done" for row in rows) else 1

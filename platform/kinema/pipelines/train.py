@@ -1,0 +1,201 @@
+"""Ray Train around `trial.run_stages`: a worker group that survives deaths and resumes by its key.
+
+One run is one `(storage path, run key)`. Submitting it again continues it, whoever was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from kinema import storage
+from kinema.errors import KinemaError
+from kinema.experiment import Experiment, run_key
+from kinema.pipelines.cluster import require
+from kinema.pipelines.tracker import RemoteTracker
+from kinema.training.engine import META_FILE
+from kinema.trial import result, run_stages
+
+SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
+
+
+class TrainingError(KinemaError):
+    """A run that gave up; carries the first worker's reason."""
+
+
+@dataclass
+class RayReporter:
+    """`loop.Reporter` inside a Ray Train worker."""
+
+    resume: Path | None
+    tracker: RemoteTracker | None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, tracker: RemoteTracker | None) -> Iterator[RayReporter]:
+        """A reporter that resumes from the newest checkpoint of this run, if it has any."""
+        with contextlib.ExitStack() as stack:
+            checkpoint = ray.train.get_checkpoint()
+            folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
+            yield cls(None if folder is None else Path(folder), tracker)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Hand metrics to the tracker without waiting."""
+        if self.tracker is not None:
+            now = int(time.time() * 1000)
+            self.tracker.log([(name, value, step, now) for name, value in metrics.items()])
+
+    def checkpoint(self, metrics: Mapping[str, float], save: Callable[[Path], None]) -> None:
+        """Save this rank's part and let Ray merge the parts; a barrier over all ranks."""
+        finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder))
+            ray.train.report(finite, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _train_worker(payload: dict[str, Any]) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    experiment = Experiment.model_validate(payload["experiment"])
+    with RayReporter.open(payload["tracker"]) as reporter:
+        run_stages(experiment, payload["manifest"], reporter)
+
+
+def bundles(experiment: Experiment) -> list[dict[str, float]]:
+    """Resources that one run of `experiment` holds, one bundle per worker."""
+    compute = experiment.compute
+    bundle = {"CPU": float(compute.cpus_per_worker)}
+    if compute.use_gpu:
+        bundle["GPU"] = 1.0
+    return [bundle] * compute.num_workers
+
+
+def train(
+    experiment: Experiment,
+    manifest_uri: str,
+    manifest_digest: str,
+    tracker: RemoteTracker | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> dict[str, Any]:
+    """Run an experiment to its end on the connected cluster; returns its result.
+
+    A complete run is not repeated. `experiment` must be `resolved()`; `manifest_uri` absolute.
+
+    Raises:
+        ClusterError: the cluster can never give the workers asked for.
+        TrainingError: the workers failed more often than `compute.max_failures`.
+    """
+    done = result(experiment, manifest_digest)
+    if done is not None:
+        return done
+    key = run_key(experiment, manifest_digest)
+    require(bundles(experiment), f"training run {key}")
+    path = storage.join(experiment.root, "train")
+    repair_snapshot(storage.join(path, key))
+    stages = [stage for stage in (experiment.pretrain, experiment.finetune) if stage is not None]
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "experiment": experiment.model_dump(mode="json"),
+            "manifest": manifest_uri,
+            "tracker": tracker,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=experiment.compute.num_workers,
+            use_gpu=experiment.compute.use_gpu,
+            resources_per_worker=bundles(experiment)[0],
+        ),
+        run_config=ray.train.RunConfig(
+            name=key,
+            storage_path=path,
+            failure_config=ray.train.FailureConfig(max_failures=experiment.compute.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=max(stage.keep_checkpoints for stage in stages)
+            ),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(f"run {key}: {_reason(error)}") from error
+    done = result(experiment, manifest_digest)
+    if done is None:
+        raise TrainingError(f"run {key}: ended without a result under {experiment.root}")
+    return done
+
+
+def _reason(error: Exception) -> str:
+    """The first worker's own words, without Ray's wrapping."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for rank in sorted(failures):
+        cause = getattr(failures[rank], "cause", None) or failures[rank]
+        return f"worker {rank}: {type(cause).__name__}: {cause}"
+    return str(error)
+
+
+def repair_snapshot(run_uri: str) -> None:
+    """Rebuild Ray Train's own record of a run when a kill left it damaged.
+
+    Ray writes the record in place, so that a kill can cut it short; every later start would then fail
+    although the checkpoints are intact. Checkpoints that are not complete are left out.
+    """
+    uri = storage.join(run_uri, SNAPSHOT_FILE)
+    if not storage.exists(uri) or _is_intact(run_uri, uri):
+        return
+    complete = _complete_checkpoints(run_uri)
+    results = [{"checkpoint_dir_name": name, "metrics": {}} for name in complete]
+    storage.write_json(
+        uri,
+        {
+            "ray_version": ray.__version__,
+            "checkpoint_results": results,
+            "checkpoint_report_indices": list(range(1, len(results) + 1)),
+            "latest_checkpoint_result": results[-1] if results else None,
+            "pending_training_results": [],
+            "pending_validation_specs": [],
+            "current_report_index": len(results),
+            "validated_checkpoint_dir_names": [],
+            "timed_out_validation_checkpoint_dir_names": [],
+            "failed_validation_checkpoint_dir_names": [],
+        },
+    )
+
+
+def _is_intact(run_uri: str, snapshot_uri: str) -> bool:
+    try:
+        record = json.loads(storage.read_bytes(snapshot_uri))
+        names = [item["checkpoint_dir_name"] for item in record["checkpoint_results"]]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return set(names) <= set(_complete_checkpoints(run_uri))
+
+
+def _complete_checkpoints(run_uri: str) -> list[str]:
+    """Names of checkpoint folders that hold every rank's part, oldest first."""
+    files: dict[str, list[str]] = {}
+    for uri in storage.list_files(run_uri):
+        name, _, rest = uri[len(run_uri) :].lstrip("/").partition("/")
+        if name.startswith("checkpoint_") and rest:
+            files.setdefault(name, []).append(rest)
+    return [name for name in sorted(files) if _is_complete(run_uri, name, files[name])]
+
+
+def _is_complete(run_uri: str, name: str, files: list[str]) -> bool:
+    if META_FILE not in files:
+        return False
+    meta = storage.read_json(storage.join(run_uri, name, META_FILE))
+    parts = sum(file.endswith("_optim_states.pt") for file in files)
+    weights = any(file.endswith("_model_states.pt") for file in files)
+    return weights and (meta["zero_stage"] == 0 or parts >= int(meta["world_size"]))

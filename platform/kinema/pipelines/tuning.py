@@ -1,0 +1,145 @@
+"""Runs side by side through Ray Tune: as many at a time as the cluster holds, one line per event."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+
+from kinema import storage
+from kinema.experiment import Experiment, SweepExperiment
+from kinema.pipelines.cluster import max_concurrent_trials, require
+from kinema.pipelines.prepare import Prepared
+from kinema.pipelines.tracker import RemoteTracker
+from kinema.pipelines.train import bundles, train
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a sweep: the settings it changes, and the experiment they give."""
+
+    name: str
+    settings: Mapping[str, Any]
+    experiment: Experiment
+    control: bool = False
+
+
+OnEnd = Callable[[Trial, str | None], None]
+"""Called on the driver as (trial, reason of its failure or None) when a trial ends."""
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    prepared: Prepared,
+    trackers: Mapping[str, RemoteTracker],
+    experiment: SweepExperiment,
+    on_end: OnEnd,
+) -> dict[str, str]:
+    """Run trials on the cluster, several at a time; returns the reason of each one that failed."""
+    if not trials:
+        return {}
+    per_trial = bundles(trials[0].experiment)
+    require(per_trial, f"each trial of sweep {experiment.name}")
+    driver = driver_resources()
+    wanted = min(experiment.sweep.max_concurrent or len(trials), len(trials))
+    concurrent = max_concurrent_trials(per_trial, driver, wanted)
+    by_name = {item.name: item for item in trials}
+
+    def trainable(config: dict[str, Any]) -> None:
+        item = by_name[config["trial"]]
+        train(
+            item.experiment,
+            prepared.manifest_uri,
+            prepared.manifest.digest,
+            trackers[item.name],
+            [_FinetuneReports()],
+        )
+
+    progress = _Progress(by_name, on_end)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, driver),
+        param_space={"trial": tune.grid_search(list(by_name))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=concurrent, scheduler=_scheduler(experiment)
+        ),
+        run_config=tune.RunConfig(
+            name=f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=storage.join(experiment.root, "tune"),
+            callbacks=[progress],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    return progress.failures
+
+
+def driver_resources() -> dict[str, float]:
+    """What a trial's own process takes: next to nothing, but Tune refuses nothing at all.
+
+    A cluster that declares the resource `trial_driver` keeps its CPUs whole for the workers.
+    """
+    if "trial_driver" in ray.cluster_resources():
+        return {"trial_driver": 0.01}
+    return {"CPU": 0.01}
+
+
+def _scheduler(experiment: SweepExperiment) -> ASHAScheduler | None:
+    asha = experiment.sweep.scheduler
+    if asha is None or experiment.finetune is None:
+        return None
+    return ASHAScheduler(
+        time_attr="stage_epoch",
+        metric="val/top1",
+        mode="max",
+        max_t=experiment.finetune.epochs,
+        grace_period=asha.grace_epochs,
+        reduction_factor=asha.reduction_factor,
+    )
+
+
+class _FinetuneReports(TuneReportCallback):
+    """Tells Tune about finetuning only: pretraining losses of different masks don't compare."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if "val/top1" in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
+
+
+class _Progress(tune.Callback):
+    """One plain line per event, and the reasons of failures; Ray job logs are no terminal."""
+
+    def __init__(self, trials: Mapping[str, Trial], on_end: OnEnd) -> None:
+        self.trials, self.on_end = trials, on_end
+        self.started: dict[str, float] = {}
+        self.ended = 0
+        self.failures: dict[str, str] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["trial"]
+        self.started.setdefault(name, time.monotonic())
+        print(f"  started   {name}", flush=True)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial.config["trial"], "finished", None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_error()
+        cause = getattr(error, "cause", None) or error
+        self._end(trial.config["trial"], "FAILED", f"{type(cause).__name__}: {cause}")
+
+    def _end(self, name: str, what: str, reason: str | None) -> None:
+        self.ended += 1
+        seconds = time.monotonic() - self.started[name]
+        tail = "" if reason is None else f"\n            {reason}"
+        print(f"  {what:9} {name}  ({self.ended}/{len(self.trials)}, {seconds:.0f} s){tail}", flush=True)
+        if reason is not None:
+            self.failures[name] = reason
+        self.on_end(self.trials[name], reason)
+
+

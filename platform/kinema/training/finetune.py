@@ -1,0 +1,218 @@
+"""Supervised finetuning of a pretrained encoder, with a plain or a multi-cross-attention head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from kinema import storage
+from kinema.errors import ConfigError
+from kinema.models.classifier import Classifier, Head
+from kinema.models.vit import ViTConfig
+from kinema.models.weights import load_encoder_weights, load_weights, save_weights
+from kinema.randomness import keyed_rng
+from kinema.training.batch import (
+    Batch,
+    ErasingConfig,
+    MixingConfig,
+    collate,
+    mix,
+    normalise,
+    soft_labels,
+    unit_range,
+)
+from kinema.training.data import (
+    ClipSource,
+    EvaluationClips,
+    LoaderConfig,
+    MicroBatches,
+    StepOrder,
+    TrainingClips,
+    make_loader,
+)
+from kinema.training.engine import Engine, EngineConfig, gather_objects
+from kinema.training.loop import Duration, Reporter, Stage, run
+from kinema.training.optim import OptimConfig, schedule
+from kinema.training.predict import predict, top_k_hits
+from kinema.video.augment import Augment, RandomResizedCrop
+from kinema.video.manifest import Entry
+from kinema.video.sampling import Sampling, SegmentSampling
+
+BEST_FILE = "best.safetensors"
+HOLDOUT_SHARE = 0.1
+
+
+class FinetuneConfig(Duration):
+    """Recipe of the finetuning stage (defaults: VideoMAE on Something-Something V2)."""
+
+    epochs: PositiveInt = 50
+    checkpoint_every: PositiveInt = Field(1, description="epochs between checkpoints")
+    engine: EngineConfig = EngineConfig(global_batch_size=512, micro_batch_size=8)
+    optim: OptimConfig = OptimConfig(
+        base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999), layer_decay=0.75
+    )
+    sampling: Sampling = Field(
+        default=SegmentSampling(), discriminator="name", description="also of the test"
+    )
+    augment: Augment = Field(default=RandomResizedCrop(), discriminator="name")
+    repeated_augmentation: PositiveInt = Field(1, description="draws of each clip per step")
+    erasing: ErasingConfig = ErasingConfig()
+    mixing: MixingConfig = MixingConfig()
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    early_stopping: NonNegativeInt = Field(
+        0, description="end after this many epochs without a better val/top1; 0 = off"
+    )
+    min_matched_share: NonNegativeFloat = Field(
+        1.0, description="least share of encoder tensors that the checkpoint must provide"
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneTask:
+    """One finetuning, complete. `encoder_uri` None trains from random weights."""
+
+    config: FinetuneConfig
+    model: ViTConfig
+    head: Head
+    num_classes: int
+    loader: LoaderConfig
+    seed: int
+    encoder_uri: str | None
+
+
+def split_holdout(entries: Sequence[Entry], seed: int) -> tuple[list[Entry], list[Entry]]:
+    """Set a fixed tenth of the training clips aside for choosing the best epoch.
+
+    Whole groups (subjects, say) are set aside where the manifest names any, so that none is on both
+    sides.
+
+    Raises:
+        ConfigError: too few clips or groups to set any aside.
+    """
+    groups = sorted({entry.group or entry.id for entry in entries})
+    if len(groups) < 2:
+        raise ConfigError(["data: one group of training clips cannot be split for validation"])
+    count = min(max(1, round(HOLDOUT_SHARE * len(groups))), len(groups) - 1)
+    chosen = keyed_rng(seed, "holdout").choice(len(groups), count, replace=False)
+    aside = {groups[i] for i in chosen}
+    return (
+        [entry for entry in entries if (entry.group or entry.id) not in aside],
+        [entry for entry in entries if (entry.group or entry.id) in aside],
+    )
+
+
+def build_classifier(task: FinetuneTask) -> Classifier:
+    """The classifier of a task, with random weights drawn from its seed."""
+    torch.manual_seed(task.seed)
+    model = task.model.model_copy(update={"drop_path": task.config.drop_path})
+    return Classifier(model, task.head, task.num_classes)
+
+
+def finetune(
+    task: FinetuneTask,
+    train: ClipSource,
+    validation: ClipSource,
+    output_uri: str,
+    reporter: Reporter,
+) -> Classifier:
+    """Train a classifier, choosing the best epoch on `validation`; returns it with the best weights.
+
+    Collective. The best weights also lie in `<output_uri>/best.safetensors`.
+    """
+    config = task.config
+    _check(task, train)
+    model = build_classifier(task)
+    if task.encoder_uri is not None:
+        share = load_encoder_weights(model, task.encoder_uri, config.min_matched_share)
+        if reporter.resume is None:
+            print(f"{task.encoder_uri}: {share:.1%} of the encoder's tensors matched", flush=True)
+    engine = Engine(model, task.model.depth, config.engine, config.optim)
+    order = StepOrder(len(train.entries), task.config.engine.global_batch_size, task.seed)
+    clips = TrainingClips(train, config.augment, task.seed, erasing=config.erasing)
+    best = build_classifier(task)
+    best_uri = storage.join(output_uri, BEST_FILE)
+    state: dict[str, float] = {"top1_best": -1.0, "best_epoch": -1.0}
+
+    def batches(steps: range) -> Iterator[Batch]:
+        keys = MicroBatches(
+            order,
+            steps,
+            engine.micro_batch_size,
+            config.repeated_augmentation,
+            engine.rank,
+            engine.world_size,
+        )
+        return iter(make_loader(clips, keys, task.loader, collate))
+
+    def loss_fn(module: nn.Module, batch: Batch) -> Tensor:
+        batch = replace(batch, clip=normalise(unit_range(batch.clip)))
+        targets = soft_labels(batch.labels, task.num_classes, config.label_smoothing)
+        batch, targets = mix(batch, targets, config.mixing, task.seed)
+        logits = module(batch.clip.to(engine.dtype), batch.inner).float()
+        return torch.sum(-targets * F.log_softmax(logits, dim=-1), dim=-1).mean()
+
+    def after_epoch(epoch: int, step: int) -> tuple[Mapping[str, float], bool]:
+        result = predict(
+            engine.module,
+            EvaluationClips(validation),
+            task.loader,
+            engine.micro_batch_size,
+            engine.device,
+            engine.dtype,
+        )
+        if result.failures:
+            raise ConfigError([f"validation clip unreadable: {why}" for why in result.failures.values()])
+        top1, top5 = (
+            float(top_k_hits(result.logits[:, 0], result.labels, k).mean()) for k in (1, 5)
+        )
+        if top1 > state["top1_best"]:
+            state.update(top1_best=top1, best_epoch=float(epoch))
+            weights = engine.full_weights()
+            if engine.rank == 0:
+                best.load_state_dict(weights)
+                save_weights(best, task.head, best_uri)
+        patience = config.early_stopping
+        stop = patience > 0 and epoch - state["best_epoch"] >= patience
+        return {"val/top1": top1, "val/top5": top5, "val/top1_best": state["top1_best"]}, stop
+
+    stage = Stage(
+        name="finetune",
+        engine=engine,
+        order=order,
+        schedule=schedule(
+            config.optim, config.engine.global_batch_size, order.steps_per_epoch, config.epochs
+        ),
+        duration=config,
+        loss_fn=loss_fn,
+        batches=batches,
+        failures_uri=storage.join(output_uri, "nonfinite"),
+        state=state,
+        after_epoch=after_epoch,
+        num_draws=config.repeated_augmentation,
+    )
+    run(stage, reporter)
+    gather_objects(None)  # no rank reads the best weights before rank 0 has written them
+    load_weights(best, best_uri)
+    return best
+
+
+def _check(task: FinetuneTask, train: ClipSource) -> None:
+    problems = []
+    if task.config.mixing.active and task.config.engine.micro_batch_size % 2:
+        problems.append(
+            f"engine.micro_batch_size {task.config.engine.micro_batch_size} is odd; mixup and cutmix mix "
+            "pairs: make it even or set finetune.mixing.probability=0"
+        )
+    if task.head.needs and train.motion is None:
+        problems.append(f"head.name={task.head.name} needs a motion store")
+    unlabelled = [entry.id for entry in train.entries if entry.label is None]
+    if unlabelled:
+        problems.append(f"{len(unlabelled)} training clips have no label, first: {unlabelled[0]}")
+    if problems:
+        raise ConfigError(problems)

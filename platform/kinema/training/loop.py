@@ -1,0 +1,245 @@
+"""The one training loop: steps, logging, checkpoints, exact resume.
+
+The loop knows no Ray and no MLflow; it is given a `Reporter`. One epoch of a resumed run continues at
+the very step after the checkpoint, with the same clips and masks.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from kinema import storage
+from kinema.config import Config
+from kinema.errors import CheckpointError, NonFiniteLossError
+from kinema.training.batch import Batch
+from kinema.training.data import StepOrder
+from kinema.training.engine import Engine, gather_objects, read_meta
+from kinema.training.optim import Schedule
+
+
+class Duration(Config):
+    """How long a stage runs and how often it writes things down."""
+
+    epochs: PositiveInt = 800
+    checkpoint_every: PositiveInt = Field(20, description="epochs between checkpoints")
+    keep_checkpoints: PositiveInt = Field(2, description="training states kept, newest first")
+    log_every: PositiveInt = Field(20, description="optimizer steps between logged metrics")
+
+
+class Reporter(Protocol):
+    """What a stage needs from the outside."""
+
+    @property
+    def resume(self) -> Path | None:
+        """Folder of the newest training state of this run, or None."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics; called on rank 0 only, never waits."""
+
+    def checkpoint(
+        self, metrics: Mapping[str, float], save: Callable[[Path], None]
+    ) -> None:
+        """Make a training state durable; collective, `save` writes this rank's part to a folder."""
+
+
+@dataclass
+class Averages:
+    """Running means of named values; NaN entries (not applicable) don't count."""
+
+    _sums: dict[str, float] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, count: int = 1) -> None:
+        """Count `value`, the mean of `count` entries."""
+        if count and not math.isnan(value):
+            self._sums[name] = self._sums.get(name, 0.0) + value * count
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def add_batch(self, statistics: Mapping[str, Tensor]) -> None:
+        """Count per-sample values."""
+        for name, values in statistics.items():
+            valid = values[~torch.isnan(values)]
+            self.add(name, float(valid.mean()) if len(valid) else math.nan, len(valid))
+
+    def means(self) -> dict[str, float]:
+        """All means so far."""
+        return {name: self._sums[name] / self._counts[name] for name in self._sums}
+
+    @staticmethod
+    def merge(parts: list[Averages]) -> Averages:
+        """Averages over all ranks."""
+        merged = Averages()
+        for part in parts:
+            for name, total in part._sums.items():
+                merged._sums[name] = merged._sums.get(name, 0.0) + total
+                merged._counts[name] = merged._counts.get(name, 0) + part._counts[name]
+        return merged
+
+
+EpochEnd = Callable[[int, int], tuple[Mapping[str, float], bool]]
+"""Called as (epoch, step) after each epoch on all ranks -> metrics to log, and whether to stop."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: its name prefixes metrics and its state tells where to resume.
+
+    `state` is a plain JSON-able dict that `after_epoch` may change; it travels with checkpoints. Its
+    entry `last_epoch` holds the means of the newest complete epoch.
+    """
+
+    name: str
+    engine: Engine
+    order: StepOrder
+    schedule: Schedule
+    duration: Duration
+    loss_fn: Callable[[nn.Module, Batch], Tensor]
+    batches: Callable[[range], Iterator[Batch]]
+    failures_uri: str
+    state: dict[str, Any] = field(default_factory=dict)
+    after_epoch: EpochEnd | None = None
+    num_draws: int = 1
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.duration.epochs * self.order.steps_per_epoch
+
+
+def run(stage: Stage, reporter: Reporter) -> None:
+    """Train from the newest checkpoint of this stage, or from the start, to the end.
+
+    Raises:
+        NonFiniteLossError: on all ranks together; the batch is kept for replay.
+        CheckpointError: the newest checkpoint is damaged.
+    """
+    engine, order, duration = stage.engine, stage.order, stage.duration
+    start = restore(stage, reporter)
+    if start >= stage.total_steps or stage.state.get("stopped"):
+        return
+    batches = stage.batches(range(start, stage.total_steps))
+    recent, epoch_means = Averages(), Averages()
+    window = time.perf_counter()
+    for step in range(start, stage.total_steps):
+        waited = time.perf_counter()
+        micro_batches = [next(batches).to(engine.device) for _ in range(engine.accumulation)]
+        waited = time.perf_counter() - waited
+        rate = stage.schedule(step)
+        loss, norm = engine.step(micro_batches, stage.loss_fn, rate)
+        if not math.isfinite(loss):
+            _stop_on_non_finite(stage, step, micro_batches, start)
+        for means in (recent, epoch_means):
+            means.add("loss", loss)
+            for batch in micro_batches:
+                means.add_batch(batch.statistics)
+        recent.add("wait", waited)
+        epoch, ends = order.epoch(step), (step + 1) % order.steps_per_epoch == 0
+        if ends or (step + 1) % duration.log_every == 0:
+            merged = Averages.merge(gather_objects(recent)).means()
+            elapsed, window = time.perf_counter() - window, time.perf_counter()
+            steps = recent._counts["loss"]
+            if engine.rank == 0:
+                speed = steps * order.global_batch_size * stage.num_draws / elapsed
+                metrics = {
+                    **_named(stage.name, merged),
+                    f"{stage.name}/lr": rate,
+                    f"{stage.name}/grad_norm": norm,
+                    "perf/clips_per_second": speed,
+                    "perf/data_wait_share": merged["wait"] * steps / elapsed,
+                }
+                reporter.log(metrics, step + 1)
+            recent = Averages()
+        if ends:
+            stop = _end_epoch(stage, reporter, epoch, step, epoch_means)
+            epoch_means, window = Averages(), time.perf_counter()
+            if stop:
+                return
+
+
+def restore(stage: Stage, reporter: Reporter) -> int:
+    """Load this stage's newest training state; returns the step to continue with."""
+    if reporter.resume is None:
+        return 0
+    meta = read_meta(reporter.resume)
+    if meta["stage"] != stage.name:
+        return 0
+    if meta["steps_per_epoch"] != stage.order.steps_per_epoch:
+        raise CheckpointError(
+            f"{reporter.resume}: made with {meta['steps_per_epoch']} steps per epoch, now "
+            f"{stage.order.steps_per_epoch}; data or batch size changed"
+        )
+    stage.engine.load(reporter.resume)
+    stage.state.update(meta["state"])
+    return int(meta["step"])
+
+
+def _end_epoch(
+    stage: Stage, reporter: Reporter, epoch: int, step: int, means: Averages
+) -> bool:
+    """Validate, log the epoch, save when it is time; returns whether the stage ends here."""
+    merged = Averages.merge(gather_objects(means)).means()
+    named = _named(stage.name, merged)
+    stage.state["last_epoch"] = named
+    metrics = {f"{stage.name}/epoch_loss": merged["loss"]}
+    stop = False
+    if stage.after_epoch is not None:
+        extra, stop = stage.after_epoch(epoch, step + 1)
+        metrics |= extra
+    if stop:
+        stage.state["stopped"] = True
+    if stage.engine.rank == 0:
+        reporter.log(metrics, step + 1)
+    last = stop or step + 1 == stage.total_steps
+    if last or (epoch + 1) % stage.duration.checkpoint_every == 0:
+        meta = {
+            "stage": stage.name,
+            "step": step + 1,
+            "steps_per_epoch": stage.order.steps_per_epoch,
+            "state": stage.state,
+        }
+        progress = {**metrics, "stage_epoch": float(epoch + 1)}
+        reporter.checkpoint(progress, lambda folder: stage.engine.save(folder, meta))
+    return stop
+
+
+_GROUPS = {
+    "mask_ratio": "mask/realised_ratio",
+    "inside_ratio": "mask/realised_inside_ratio",
+    "inside_share": "mask/inside_share",
+    "clipped_share": "mask/clipped_share",
+    "fallback_share": "motion/fallback_share",
+    "padded_share": "data/padded_share",
+}
+
+
+def _named(stage: str, means: Mapping[str, float]) -> dict[str, float]:
+    """MLflow names of averaged values."""
+    return {
+        _GROUPS.get(name, f"{stage}/{name}"): value
+        for name, value in means.items()
+        if name != "wait"
+    }
+
+
+def _stop_on_non_finite(stage: Stage, step: int, batches: list[Batch], start: int) -> None:
+    buffer = io.BytesIO()
+    torch.save(
+        [{"keys": b.keys, "clip": b.clip, "labels": b.labels, "mask": b.mask} for b in batches],
+        buffer,
+    )
+    uri = storage.join(stage.failures_uri, f"{stage.name}-step{step}-rank{stage.engine.rank}.pt")
+    storage.write_bytes(uri, buffer.getvalue())
+    raise NonFiniteLossError(
+        f"{stage.name}: the loss is not finite at step {step} (this attempt began at step {start}); "
+        f"the batch is kept in {uri}. Lower the learning rate, set optim.clip_grad, or use bf16."
+    )

@@ -1,0 +1,114 @@
+"""Masked pretraining: hide tokens, reconstruct them, keep the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from kinema import storage
+from kinema.errors import ConfigError
+from kinema.masking.masks import Mask
+from kinema.models.mae import DecoderConfig, MaskedAutoencoder
+from kinema.models.targets import Target
+from kinema.models.vit import ViTConfig
+from kinema.models.weights import save_weights
+from kinema.training.batch import Batch, collate, normalise, unit_range
+from kinema.training.data import (
+    ClipSource,
+    LoaderConfig,
+    MicroBatches,
+    StepOrder,
+    TrainingClips,
+    make_loader,
+)
+from kinema.training.engine import Engine, EngineConfig, gather_objects
+from kinema.training.loop import Duration, Reporter, Stage, run
+from kinema.training.optim import OptimConfig, schedule
+from kinema.video.augment import Augment, MultiScaleCrop
+from kinema.video.sampling import DenseSampling, Sampling
+
+ENCODER_FILE = "encoder.safetensors"
+SUMMARY_FILE = "summary.json"
+
+
+class PretrainConfig(Duration):
+    """Recipe of the pretraining stage (defaults: VideoMAE on Something-Something V2)."""
+
+    engine: EngineConfig = EngineConfig(global_batch_size=1024, micro_batch_size=32)
+    optim: OptimConfig = OptimConfig()
+    sampling: Sampling = Field(default=DenseSampling(stride=2), discriminator="name")
+    augment: Augment = Field(default=MultiScaleCrop(), discriminator="name")
+    repeated_augmentation: PositiveInt = Field(1, description="draws of each clip per step")
+    decoder: DecoderConfig = DecoderConfig()
+
+
+@dataclass(frozen=True)
+class PretrainTask:
+    """One pretraining, complete: what is hidden, what is predicted, of which clips."""
+
+    config: PretrainConfig
+    model: ViTConfig
+    mask: Mask
+    target: Target
+    loader: LoaderConfig
+    seed: int
+
+
+def pretrain(task: PretrainTask, source: ClipSource, output_uri: str, reporter: Reporter) -> None:
+    """Train a masked autoencoder and write its encoder to `<output_uri>/encoder.safetensors`.
+
+    Collective: every rank calls it. The encoder file appears only when the stage is complete, so its
+    presence is what tells a later run to skip the stage.
+    """
+    config = task.config
+    if task.mask.needs and source.motion is None:
+        raise ConfigError([f"mask.name={task.mask.name} needs a motion store"])
+    torch.manual_seed(task.seed)
+    model = MaskedAutoencoder(task.model, config.decoder, task.target.dim(task.model))
+    engine = Engine(model, task.model.depth, config.engine, config.optim)
+    order = StepOrder(len(source.entries), config.engine.global_batch_size, task.seed)
+    clips = TrainingClips(source, config.augment, task.seed, mask=task.mask)
+
+    def batches(steps: range) -> Iterator[Batch]:
+        keys = MicroBatches(
+            order,
+            steps,
+            engine.micro_batch_size,
+            config.repeated_augmentation,
+            engine.rank,
+            engine.world_size,
+        )
+        return iter(make_loader(clips, keys, task.loader, collate))
+
+    def loss_fn(module: nn.Module, batch: Batch) -> Tensor:
+        assert batch.mask is not None
+        clip = unit_range(batch.clip)
+        prediction = module(normalise(clip).to(engine.dtype), batch.mask)
+        target = task.target.compute(clip, batch.mask, task.model)
+        return task.target.loss(prediction.float(), target)
+
+    stage = Stage(
+        name="pretrain",
+        engine=engine,
+        order=order,
+        schedule=schedule(
+            config.optim, config.engine.global_batch_size, order.steps_per_epoch, config.epochs
+        ),
+        duration=config,
+        loss_fn=loss_fn,
+        batches=batches,
+        failures_uri=storage.join(output_uri, "nonfinite"),
+        num_draws=config.repeated_augmentation,
+    )
+    run(stage, reporter)
+    weights = engine.full_weights()
+    if engine.rank == 0:
+        trained = MaskedAutoencoder(task.model, config.decoder, task.target.dim(task.model))
+        trained.load_state_dict(weights)
+        storage.write_json(storage.join(output_uri, SUMMARY_FILE), stage.state["last_epoch"])
+        save_weights(trained.encoder, task.model, storage.join(output_uri, ENCODER_FILE))
+    gather_objects(None)  # no rank goes on before the encoder is written

@@ -1,0 +1,172 @@
+"""One run from start to end in the calling process group: pretrain, finetune, test.
+
+Knows no Ray: the same function runs under Ray Train, in unit tests, and in a debugger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kinema import storage
+from kinema.errors import ConfigError
+from kinema.evaluation.multiview import Evaluation, evaluate
+from kinema.experiment import Experiment, pretrain_key, run_key
+from kinema.motion.clip import BoxSource
+from kinema.motion.store import MotionStore
+from kinema.training.data import ClipSource, FrameCache
+from kinema.training.engine import current_device, world
+from kinema.training.finetune import FinetuneTask, finetune, split_holdout
+from kinema.training.loop import Reporter
+from kinema.training.pretrain import ENCODER_FILE, SUMMARY_FILE, PretrainTask, pretrain
+from kinema.video.manifest import Entry, Manifest
+from kinema.video.sampling import Sampling
+
+RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.parquet"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The clips of each stage. `tested_on` names the split that the final number is for."""
+
+    pretrain: list[Entry]
+    train: list[Entry]
+    validation: list[Entry]
+    test: list[Entry]
+    tested_on: str
+
+
+def split(experiment: Experiment, manifest: Manifest) -> Splits:
+    """Which clips train, choose the best epoch, and test.
+
+    With a validation and a test split each serves its name. With only one of them it is the one that
+    is tested; the best epoch is then chosen on a held-out tenth of the training clips
+    (`data.selection: holdout`) or, as the papers do, on the tested split itself (`official`).
+
+    Raises:
+        ConfigError: no training clips, or nothing to test on.
+    """
+    train = manifest.select("train").rows()
+    validation, test = manifest.select("validation").rows(), manifest.select("test").rows()
+    if not train:
+        raise ConfigError(["the manifest has no clips in split 'train'"])
+    if validation and test:
+        return Splits(train, train, validation, test, "test")
+    tested_on = "test" if test else "validation"
+    tested = test or validation
+    if not tested:
+        raise ConfigError(["the manifest has neither a 'validation' nor a 'test' split"])
+    if experiment.data.selection == "official":
+        return Splits(train, train, tested, tested, tested_on)
+    kept, aside = split_holdout(train, experiment.seed)
+    return Splits(train, kept, aside, tested, tested_on)
+
+
+def pretrained_uri(experiment: Experiment, manifest_digest: str) -> str:
+    """Folder of the encoder that this experiment's pretraining gives."""
+    return storage.join(experiment.root, "pretrained", pretrain_key(experiment, manifest_digest))
+
+
+def run_uri(experiment: Experiment, manifest_digest: str) -> str:
+    """Folder of everything this experiment's run leaves behind, apart from the encoder."""
+    return storage.join(experiment.root, "runs", run_key(experiment, manifest_digest))
+
+
+def is_pretrained(experiment: Experiment, manifest_digest: str) -> bool:
+    """Whether the pretraining of this experiment is complete."""
+    uri = pretrained_uri(experiment, manifest_digest)
+    return storage.exists(storage.join(uri, ENCODER_FILE))
+
+
+def result(experiment: Experiment, manifest_digest: str) -> dict[str, Any] | None:
+    """The result of a complete run, or None."""
+    uri = storage.join(run_uri(experiment, manifest_digest), RESULT_FILE)
+    return storage.read_json(uri) if storage.exists(uri) else None
+
+
+def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) -> dict[str, Any]:
+    """Do what is still to do of an experiment; returns its result and writes it to `run_uri`.
+
+    Collective: called by every rank of the process group. A finished pretraining is found by its key
+    and not repeated, whichever run it was made by.
+    """
+    started = time.time()
+    manifest = Manifest.read(manifest_uri)
+    splits = split(experiment, manifest)
+    cache = FrameCache(experiment.loader.cache_gb * 2**30)
+    motion = open_motion(experiment, [*splits.pretrain, *splits.validation, *splits.test])
+
+    def source(entries: Sequence[Entry], sampling: Sampling) -> ClipSource:
+        return ClipSource(
+            entries, experiment.model, sampling, experiment.data.reduce, motion, cache
+        )
+
+    outcome: dict[str, Any] = {}
+    encoder_uri = experiment.encoder
+    if experiment.pretrain is not None:
+        folder = pretrained_uri(experiment, manifest.digest)
+        encoder_uri = storage.join(folder, ENCODER_FILE)
+        if not is_pretrained(experiment, manifest.digest):
+            task = PretrainTask(
+                experiment.pretrain,
+                experiment.model,
+                experiment.mask,
+                experiment.target,
+                experiment.loader,
+                experiment.seed,
+            )
+            pretrain(task, source(splits.pretrain, experiment.pretrain.sampling), folder, reporter)
+        outcome["pretrain"] = storage.read_json(storage.join(folder, SUMMARY_FILE))
+    outcome["encoder"] = encoder_uri
+    if experiment.finetune is not None:
+        output = run_uri(experiment, manifest.digest)
+        finetuning = FinetuneTask(
+            experiment.finetune,
+            experiment.model,
+            experiment.head,
+            manifest.num_classes,
+            experiment.loader,
+            experiment.seed,
+            encoder_uri,
+        )
+        train, validation, test = (
+            source(entries, experiment.finetune.sampling)
+            for entries in (splits.train, splits.validation, splits.test)
+        )
+        model = finetune(finetuning, train, validation, output, reporter).to(current_device())
+        tested = evaluate(model, test, experiment.evaluation, experiment.loader, current_device())
+        outcome |= _record(tested, splits.tested_on, manifest.num_classes, output)
+    outcome["seconds"] = time.time() - started
+    if world()[0] == 0:
+        output = run_uri(experiment, manifest.digest)
+        storage.write_json(storage.join(output, RESULT_FILE), outcome)
+    return outcome
+
+
+def open_motion(experiment: Experiment, entries: Sequence[Entry]) -> BoxSource | None:
+    """The motion boxes of `entries`, or None when the experiment names no motion.
+
+    Raises:
+        StoreError: the store lacks some of them or was made with other parameters.
+    """
+    if experiment.motion is None:
+        return None
+    store = MotionStore(experiment.root, experiment.motion)
+    return store.open([entry.id for entry in entries])
+
+
+def _record(test: Evaluation, tested_on: str, num_classes: int, output: str) -> dict[str, Any]:
+    if world()[0] == 0:
+        storage.write_table(storage.join(output, PREDICTIONS_FILE), test.predictions)
+    return {
+        "tested_on": tested_on,
+        "num_tested": len(test.predictions),
+        "chance": 1 / num_classes,
+        "comparable": test.comparable,
+        "failures": test.failures,
+        "predictions": storage.join(output, PREDICTIONS_FILE),
+        "metrics": test.metrics("test"),
+    }

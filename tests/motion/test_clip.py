@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinema import geometry
+from kinema.geometry import Transform
+from kinema.motion.clip import centred_box, clip_motion
+from kinema.motion.extractor import FrameBoxes
+
+NOTHING = [np.nan] * 4
+SIZE = (100, 200)
+IDENTITY = Transform.identity(SIZE)
+
+
+def video(boxes: list[list[float]], step: int = 1) -> FrameBoxes:
+    return FrameBoxes(
+        np.arange(len(boxes), dtype=np.int32) * step,
+        np.array(boxes, dtype=np.float32),
+        np.ones(len(boxes), np.float32),
+    )
+
+
+def sliding(count: int) -> FrameBoxes:
+    """Pair i has the box [10 i, 10, 10 i + 10, 20]."""
+    return video([[10 * i, 10, 10 * i + 10, 20] for i in range(count)])
+
+
+def test_a_clip_spans_the_pairs_from_its_first_to_its_last_frame() -> None:
+    motion = clip_motion(sliding(15), np.array([2, 4, 6, 8]), IDENTITY, tubelet_size=2)
+    assert motion.box.tolist() == [20, 10, 80, 20]  # pairs 2 to 7: the last ends at frame 8
+    assert motion.boxes.tolist() == [[20, 10, 60, 20], [60, 10, 80, 20]]
+    assert not motion.fallback
+
+
+def test_reductions() -> None:
+    indices = np.array([2, 3, 4, 5])
+    boxes = sliding(15)
+    by_name = {r: clip_motion(boxes, indices, IDENTITY, 2, r).box for r in ("clip", "video", "median")}
+    assert by_name["clip"].tolist() == [20, 10, 50, 20]
+    assert by_name["video"].tolist() == [0, 10, 150, 20]
+    assert by_name["median"].tolist() == [30, 10, 40, 20]
+
+
+def test_padded_clip_repeats_the_last_pair() -> None:
+    motion = clip_motion(sliding(5), np.array([3, 5, 5, 5]), IDENTITY, tubelet_size=2)
+    assert motion.box.tolist() == [30, 10, 50, 20]
+    assert motion.boxes.tolist() == [[30, 10, 50, 20], [40, 10, 50, 20]]
+
+
+def test_pairs_of_a_larger_step_count_when_they_overlap_the_clip() -> None:
+    boxes = video([[10 * i, 10, 10 * i + 10, 20] for i in range(5)], step=3)
+    motion = clip_motion(boxes, np.array([4, 5, 6, 7]), IDENTITY, tubelet_size=2)
+    assert motion.box.tolist() == [10, 10, 30, 20]  # frames 3 to 6 and 6 to 9
+
+
+def test_slots_without_motion_hold_the_clips_box() -> None:
+    boxes = video([[10, 10, 20, 20], NOTHING, NOTHING, [50, 10, 60, 20]])
+    motion = clip_motion(boxes, np.arange(4), IDENTITY, tubelet_size=1)
+    assert motion.box.tolist() == [10, 10, 20, 20]
+    assert (motion.boxes == motion.box).all()
+
+
+@pytest.mark.parametrize("reduce", ["clip", "video", "median"])
+def test_no_motion_in_view_falls_back_to_a_centred_box(reduce) -> None:
+    still = video([NOTHING] * 6)
+    outside = video([[180, 80, 195, 95]] * 6)
+    for boxes in (still, outside):
+        transform = Transform.identity(SIZE).crop([0, 0, 64, 64]).resize((32, 32))
+        motion = clip_motion(boxes, np.arange(4), transform, 2, reduce)
+        assert motion.fallback
+        assert motion.box.tolist() == [8, 8, 24, 24]
+        assert motion.boxes.tolist() == [[8, 8, 24, 24]] * 2
+
+
+def test_motion_outside_the_crop_does_not_stretch_the_box() -> None:
+    boxes = video([[10, 10, 20, 20], [150, 10, 160, 20]])
+    motion = clip_motion(boxes, np.arange(2), Transform.identity(SIZE).crop([0, 0, 100, 100]), 1)
+    assert motion.box.tolist() == [10, 10, 20, 20]
+
+
+def test_boxes_follow_crop_resize_and_flip() -> None:
+    transform = Transform.identity(SIZE).crop([100, 0, 200, 100]).resize((50, 50)).hflip()
+    motion = clip_motion(video([[120, 20, 140, 60]]), np.array([0, 1]), transform, 2)
+    assert motion.box == pytest.approx([30, 10, 40, 30])
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.none(),
+            st.tuples(st.integers(0, 150), st.integers(0, 60), st.integers(5, 50), st.integers(5, 40)),
+        ),
+        min_size=4,
+        max_size=12,
+    ),
+    st.integers(0, 8),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 4]),
+)
+def test_the_clips_box_holds_every_slots_box(shapes, start, stride, tubelet_size) -> None:
+    boxes = video([NOTHING if s is None else [s[0], s[1], s[0] + s[2], s[1] + s[3]] for s in shapes])
+    indices = np.minimum(start + stride * np.arange(8), len(shapes))
+    motion = clip_motion(boxes, indices, Transform.identity(SIZE).hflip(), tubelet_size)
+    assert not np.isnan(motion.box).any()
+    assert geometry.union(np.vstack([motion.box, motion.boxes])).tolist() == motion.box.tolist()
+
+
+def test_centred_box_has_half_the_side() -> None:
+    assert centred_box((100, 200)).tolist() == [50, 25, 150, 75]
+
+
+def test_indices_must_fill_slots() -> None:
+    with pytest.raises(ValueError, match="3 frames do not fill slots of 2"):
+        clip_motion(sliding(5), np.arange(3), IDENTITY, 2)

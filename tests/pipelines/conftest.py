@@ -1,0 +1,52 @@
+"""One small Ray cluster for all tests of this folder that carry the marker `ray`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+NUM_CPUS = 3
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local cluster of 3 (declared) CPUs with token authentication and a folder of its own.
+
+    The dashboard stays on: without it Tune's stopped trials keep their resources.
+    """
+    import ray
+
+    import kinema
+    from kinema.pipelines.cluster import loopback_only
+
+    package = Path(str(kinema.__file__)).parent
+    # sockets live in the folder, and a socket's path has at most 107 characters
+    with (
+        tempfile.TemporaryDirectory(prefix="kinema-ray-") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        python_path = os.environ.get("PYTHONPATH", "")
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(filter(None, [str(package.parent), python_path]))
+        )
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        with loopback_only():
+            ray.init(
+                address="local",
+                num_cpus=NUM_CPUS,
+                object_store_memory=200 * 2**20,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                logging_level="WARNING",
+                _temp_dir=folder,
+            )
+        yield
+        ray.shutdown()

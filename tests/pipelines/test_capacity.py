@@ -1,0 +1,122 @@
+"""What fits on a cluster, as arithmetic."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinema.pipelines.capacity import concurrency, shortage
+
+DRIVER = {"CPU": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "count"),
+    [
+        (4.0, 2, 1),  # 2 x (2 + 0.01) is more than 4: the second trial would starve
+        (5.0, 2, 2),
+        (2.0, 2, 0),  # the driver's hundredth is missing
+        (2.01, 2, 1),
+        (4.0, 1, 3),
+        (1.0, 1, 0),
+    ],
+)
+def test_drivers_count_too(cpus: float, workers: int, count: int) -> None:
+    found, reason = concurrency([{"CPU": 1}] * workers, DRIVER, 10, [{"CPU": cpus}], None)
+    assert found == count
+    assert f"CPU {workers + 0.01:g}" in reason
+
+
+def test_driver_on_a_resource_of_its_own_leaves_the_cpus_whole() -> None:
+    driver = {"trial_driver": 0.01}
+    nodes = [{"CPU": 4, "trial_driver": 1}]
+    assert concurrency([{"CPU": 1}] * 2, driver, 10, nodes, None)[0] == 2
+
+
+def test_scarcest_resource_decides_and_is_named() -> None:
+    nodes = [{"CPU": 64, "GPU": 4}]
+    count, reason = concurrency([{"CPU": 8, "GPU": 1}] * 2, DRIVER, 10, nodes, None)
+    assert count == 2
+    assert "GPU 2" in reason
+    assert "GPU 4" in reason
+
+
+def test_wanted_limits() -> None:
+    assert concurrency([{"CPU": 1}], DRIVER, 2, [{"CPU": 64}], None) == (2, "as many as asked for")
+
+
+def test_a_worker_is_not_spread_over_nodes() -> None:
+    nodes = [{"CPU": 3.5}, {"CPU": 3.5}]
+    assert concurrency([{"CPU": 2}], DRIVER, 10, nodes, None)[0] == 2
+    assert concurrency([{"CPU": 4}], DRIVER, 10, nodes, None)[0] == 0
+
+
+def test_a_driver_may_take_the_last_bit_of_a_node() -> None:
+    nodes = [{"CPU": 2}, {"CPU": 2}, {"CPU": 2}]
+    assert concurrency([{"CPU": 2}], DRIVER, 10, nodes, None)[0] == 1
+
+
+def test_tenths_add_up_as_ray_counts_them() -> None:
+    assert 0.1 * 3 > 0.3
+    assert (
+        concurrency(
+            [{"CPU": 0.1}], {"trial_driver": 0.01}, 9, [{"CPU": 0.3, "trial_driver": 1}], None
+        )[0]
+        == 3
+    )
+    assert shortage([{"CPU": 0.1}] * 3, [{"CPU": 0.3}], None) is None
+
+
+def test_nodes_that_start_on_demand_count() -> None:
+    nodes, limits = [{"CPU": 2}], {"CPU": 34.0, "GPU": 8.0}
+    assert concurrency([{"CPU": 2, "GPU": 1}], DRIVER, 20, nodes, limits)[0] == 8
+    assert shortage([{"CPU": 2, "GPU": 1}] * 8, nodes, limits) is None
+    problem = shortage([{"CPU": 2, "GPU": 1}] * 9, nodes, limits)
+    assert problem is not None
+    assert "GPU 9 in all and the cluster can grow to" in problem
+
+
+@given(
+    cpus=st.lists(st.integers(1, 16), min_size=1, max_size=4),
+    worker=st.integers(1, 4),
+    workers=st.integers(1, 4),
+)
+def test_what_runs_at_once_fits_however_drivers_land(
+    cpus: list[int], worker: int, workers: int
+) -> None:
+    """Against a direct search: drivers dealt out over nodes, workers packed into the rest."""
+    nodes = [{"CPU": float(cpu)} for cpu in cpus]
+    count, _ = concurrency([{"CPU": worker}] * workers, DRIVER, 100, nodes, None)
+    for spread in range(1, len(cpus) + 1):  # drivers dealt out over the first `spread` nodes
+        loads = [0.0] * len(cpus)
+        for driver in range(count):
+            loads[driver % spread] += 0.01
+        room = sum(int((cpu - load) // worker) for cpu, load in zip(cpus, loads, strict=True))
+        assert room >= count * workers
+    assert count * (worker * workers + 0.01) <= sum(cpus)
+
+
+@pytest.mark.parametrize(
+    ("bundles", "expected"),
+    [
+        ([{"CPU": 1, "GPU": 1}], "no GPU \\(it has CPU 2\\)"),
+        ([{"CPU": 1}] * 3, "CPU 3 in all and the cluster has CPU 2"),
+        ([{"CPU": 1, "memory": 4 * 2**30}], "memory 4.0 GiB in all and the cluster has"),
+        ([{"CPU": 1, "TPU": 1}], "no TPU"),
+    ],
+)
+def test_what_is_missing_is_named(bundles: list[dict[str, float]], expected: str) -> None:
+    nodes = [{"CPU": 2.0, "memory": 2.0 * 2**30, "node:127.0.0.1": 1.0}]
+    problem = shortage(bundles, nodes, None)
+    assert problem is not None
+    assert re.search(expected, problem)
+    assert "node:" not in problem
+
+
+def test_enough_in_sum_but_not_on_one_node() -> None:
+    problem = shortage([{"CPU": 3}] * 2, [{"CPU": 4.0}, {"CPU": 2.0}], None)
+    assert problem is not None
+    assert "only 1 of them fit on its nodes" in problem

@@ -1,0 +1,82 @@
+"""Connecting to a cluster, and asking it for what it has and has not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kinema.errors import ClusterError
+from kinema.pipelines.cluster import connect, max_concurrent_trials, require
+
+DRIVER = {"CPU": 0.01}
+
+
+def test_unreachable_cluster_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=r"RAY_ADDRESS=127\.0\.0\.1:9 does not answer"):
+        connect()
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_gpu_on_a_cluster_without_is_refused_within_seconds() -> None:
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=r"pretraining asks for 2 x \{CPU 1, GPU 1\}.*no GPU"):
+        require([{"CPU": 1, "GPU": 1}] * 2, "pretraining")
+    require([{"CPU": 1}] * 2, "pretraining")
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_figure_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert max_concurrent_trials([{"CPU": 1}], DRIVER, 4) == 2
+    assert "2 of 4 trials at a time: each takes CPU 1.01" in capsys.readouterr().out
+    with pytest.raises(ClusterError, match=r"can never start: each takes CPU 4\.01"):
+        max_concurrent_trials([{"CPU": 1}] * 4, DRIVER, 4)
+
+
+_OWN_CLUSTER = """
+import ray
+from kinema.pipelines.cluster import connect, disconnect
+found = connect(num_cpus=1)
+@ray.remote
+def where():
+    import kinema.pipelines.cluster
+    return kinema.pipelines.cluster.__file__
+assert found.own and found.address.startswith("127.0.0.1:"), found
+assert found.dashboard.startswith("http://127.0.0.1:"), found
+import urllib.request, urllib.error
+try:
+    urllib.request.urlopen(found.dashboard + "/api/jobs/", timeout=10)
+except urllib.error.HTTPError as error:
+    print("without token", error.code)
+print("worker imports", ray.get(where.remote()))
+disconnect()
+"""
+
+
+_UNSET = {"PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE"}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_own_cluster_is_local_authenticated_and_knows_the_package() -> None:
+    """Also where no variable is set and only the driver's `sys.path` leads to the package."""
+    import kinema
+
+    platform = os.path.dirname(os.path.dirname(str(kinema.__file__)))
+    environment = {k: v for k, v in os.environ.items() if k not in _UNSET}
+    code = f"import sys; sys.path.insert(0, {platform!r})\n{_OWN_CLUSTER}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "without token 401" in done.stdout
+    assert f"worker imports {platform}/kinema/pipelines/cluster.py" in done.stdout

@@ -1,0 +1,118 @@
+"""One DeepSpeed step against plain PyTorch; saving, loading, damaged states, non-finite losses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from kinema.errors import CheckpointError, ClusterError
+from kinema.training.batch import Batch
+from kinema.training.engine import Engine, EngineConfig, read_meta
+from kinema.training.optim import OptimConfig
+from torch import Tensor, nn
+
+OPTIM = OptimConfig(weight_decay=0.1, betas=(0.9, 0.95))
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 1))
+
+
+def batches(count: int, size: int = 2) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Batch(("x",) * size, torch.randn(size, 4, generator=generator), torch.zeros(size), None, None, {})
+        for _ in range(count)
+    ]
+
+
+def loss_fn(module: nn.Module, batch: Batch) -> Tensor:
+    return (module(batch.clip).float() - 1).pow(2).mean()
+
+
+def engine(stage: int = 0, accumulation: int = 2) -> Engine:
+    config = EngineConfig(
+        global_batch_size=2 * accumulation, micro_batch_size=2, zero_stage=stage
+    )
+    return Engine(model(), 0, config, OPTIM)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_step_equals_plain_adamw(stage: int) -> None:
+    plain = model()
+    groups = [
+        {"params": [p for p in plain.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in plain.parameters() if p.ndim > 1], "weight_decay": 0.1},
+    ]
+    adam = torch.optim.AdamW(groups, lr=1e-2, betas=OPTIM.betas)
+    ours = engine(stage)
+    for step in range(3):
+        micro = batches(2)
+        adam.zero_grad()
+        losses = [loss_fn(plain, batch) for batch in micro]
+        torch.stack(losses).mean().backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in plain.parameters() if p.grad is not None])
+        adam.step()
+        loss, our_norm = ours.step(micro, loss_fn, 1e-2)
+        assert loss == pytest.approx(float(sum(losses)) / 2, rel=1e-5), step
+        assert our_norm == pytest.approx(float(norm), rel=1e-4), step
+    for name, tensor in ours.full_weights().items():
+        torch.testing.assert_close(tensor, plain.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_saved_and_loaded_training_goes_on_exactly(stage: int, tmp_path: Path) -> None:
+    straight, broken = engine(stage), engine(stage)
+    micro = batches(2)
+    for _ in range(2):
+        straight.step(micro, loss_fn, 1e-2)
+        broken.step(micro, loss_fn, 1e-2)
+    broken.save(tmp_path, {"step": 2})
+    resumed = engine(stage)
+    resumed.load(tmp_path)
+    assert read_meta(tmp_path)["step"] == 2
+    assert resumed.step(micro, loss_fn, 1e-2) == straight.step(micro, loss_fn, 1e-2)
+    for name, tensor in resumed.full_weights().items():
+        torch.testing.assert_close(tensor, straight.full_weights()[name], rtol=0, atol=0)
+
+
+def test_another_zero_stage_is_refused(tmp_path: Path) -> None:
+    engine(0).save(tmp_path, {})
+    with pytest.raises(CheckpointError, match="saved with zero_stage 0, now 1"):
+        engine(1).load(tmp_path)
+
+
+def test_damaged_state_is_named(tmp_path: Path) -> None:
+    engine().save(tmp_path, {})
+    for file in tmp_path.rglob("*_model_states.pt"):
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match="damaged training state"):
+        engine().load(tmp_path)
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"meta\.json: unreadable"):
+        engine().load(tmp_path)
+
+
+def test_non_finite_loss_changes_nothing() -> None:
+    ours = engine(accumulation=1)
+    before = ours.full_weights()
+    bad = batches(1)
+    bad[0].clip[0, 0] = float("inf")
+    loss, _ = ours.step(bad, loss_fn, 1e-2)
+    assert loss != loss
+    for name, tensor in ours.full_weights().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_per_rank() -> None:
+    config = EngineConfig(global_batch_size=64, micro_batch_size=8)
+    assert config.per_rank(1) == (8, 8)
+    assert config.per_rank(4) == (8, 2)
+    assert config.per_rank(16) == (4, 1)
+    with pytest.raises(ClusterError, match="global_batch_size 64 does not divide"):
+        config.per_rank(3)
+
+
+def test_batch_that_is_no_multiple_is_refused() -> None:
+    with pytest.raises(ValueError, match="global_batch_size 10 is not a multiple of micro_batch_size 4"):
+        EngineConfig(global_batch_size=10, micro_batch_size=4)
