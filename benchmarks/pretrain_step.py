@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+
 from kinema.masking.masks import TubeMask
 from kinema.models.mae import DecoderConfig, MaskedAutoencoder
 from kinema.models.targets import PixelTarget
 from kinema.models.vit import ViTConfig
 from kinema.randomness import keyed_rng
 from kinema.training.batch import normalise, unit_range
-from torch import Tensor, nn
 
 
 def synchronise() -> None:
@@ -89,7 +90,9 @@ def ours(vit: ViTConfig, clip: Tensor, mask: Tensor, precision: torch.dtype, ste
     return seconds
 
 
-def peer(vit: ViTConfig, clip: Tensor, mask: Tensor, precision: torch.dtype, steps: int) -> float | None:
+def peer(
+    vit: ViTConfig, clip: Tensor, mask: Tensor, precision: torch.dtype, steps: int
+) -> float | None:
     """Median step of Hugging Face's model, or None where transformers is not installed."""
     try:
         from transformers import VideoMAEConfig, VideoMAEForPreTraining
@@ -129,8 +132,14 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16" if torch.cuda.is_available() else "fp32")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[args.precision]
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[
+        args.precision
+    ]
+    name = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     vit = ViTConfig(size=args.size)
     shape = (args.batch, 3, vit.num_frames, vit.image_size, vit.image_size)
     clip = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)

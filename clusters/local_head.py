@@ -1,7 +1,7 @@
 """A Ray head for this checkout: loopback only, own ports and token, ended by its process id.
 
-    python clusters/local_head.py up      # starts it and says how to reach it
-    python clusters/local_head.py down    # ends it and nothing else
+python clusters/local_head.py up      # starts it and says how to reach it
+python clusters/local_head.py down    # ends it and nothing else
 """
 
 import fcntl
@@ -78,7 +78,7 @@ def hold() -> None:
 
 
 def write_environment(environment: dict[str, str]) -> None:
-    """What a shell has to `source` to reach the head; readable by its owner only: it has the token."""
+    """What a shell has to `source` to reach the head; only its owner may read it: the token."""
     names = ["PATH", *sorted(name for name in environment if name.startswith("RAY_"))]
     lines = [f"export {name}={shlex.quote(environment[name])}\n" for name in names]
     partial = ENV.with_suffix(".part")

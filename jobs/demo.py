@@ -1,6 +1,6 @@
 """The whole way in minutes: start a Ray cluster here, submit the inside-ratio sweep to it, end it.
 
-    make demo      or      python jobs/demo.py [key.path=value ...]
+make demo      or      python jobs/demo.py [key.path=value ...]
 """
 
 import subprocess

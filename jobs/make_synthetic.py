@@ -1,7 +1,7 @@
 """Make the known-answer set: clips whose classes are defined by motion alone, with the truth beside.
 
-    python jobs/make_synthetic.py
-    python jobs/make_synthetic.py experiments/demo/base.yaml data.synthetic.size=128
+python jobs/make_synthetic.py
+python jobs/make_synthetic.py experiments/demo/base.yaml data.synthetic.size=128
 """
 
 from kinema.cli import parse, run

@@ -1,7 +1,7 @@
 """Sweep the inside mask ratio: pretrain, finetune and test once per ratio (MOFO, Fig. 3).
 
-    python jobs/sweep_mask_ratio.py                                    # demo size, known-answer set
-    python jobs/sweep_mask_ratio.py experiments/mofo/sweep_inside_ratio.yaml data.manifest=...
+python jobs/sweep_mask_ratio.py                                    # demo size, known-answer set
+python jobs/sweep_mask_ratio.py experiments/mofo/sweep_inside_ratio.yaml data.manifest=...
 """
 
 from kinema.cli import parse, run
@@ -12,7 +12,9 @@ from kinema.pipelines.sweep import sweep
 def main() -> int:
     """Run the sweep; the exit code tells whether every trial has a result."""
     return sweep(
-        parse(SweepExperiment, default="experiments/demo/sweep_mask_ratio.yaml", description=__doc__)
+        parse(
+            SweepExperiment, default="experiments/demo/sweep_mask_ratio.yaml", description=__doc__
+        )
     )
 
 

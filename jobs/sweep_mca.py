@@ -1,7 +1,7 @@
 """Sweep heads and depth of the multi-cross attention on one pretrained encoder (MOFO, appendix).
 
-    python jobs/sweep_mca.py                                           # demo size, known-answer set
-    python jobs/sweep_mca.py experiments/mofo/sweep_mca.yaml data.manifest=...
+python jobs/sweep_mca.py                                           # demo size, known-answer set
+python jobs/sweep_mca.py experiments/mofo/sweep_mca.yaml data.manifest=...
 """
 
 from kinema.cli import parse, run
@@ -11,7 +11,9 @@ from kinema.pipelines.sweep import sweep
 
 def main() -> int:
     """Run the sweep; the exit code tells whether every trial has a result."""
-    return sweep(parse(SweepExperiment, default="experiments/demo/sweep_mca.yaml", description=__doc__))
+    return sweep(
+        parse(SweepExperiment, default="experiments/demo/sweep_mca.yaml", description=__doc__)
+    )
 
 
 if __name__ == "__main__":

@@ -189,14 +189,15 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "  - 'encoder.depth=' has no value; write encoder.depth=null for none",
         "  - 'foo' is not of the form key.path=value",
         "  - 'a..b=1' is not of the form key.path=value",
-        "  - the value of 'path=[' is not YAML: line 1, column 2: expected the node content, but found "
-        "'<stream end>'",
-        "  - unknown key 'mask.insde_ratio'; did you mean 'inside_ratio'? (" + f"{file}:4)",
-        "  - sizes.1 should be a valid integer, unable to parse string as an integer, not 'x' "
-        "(command line)",
-        f"  - lr should be a valid number, unable to parse string as a number, not 'fast' ({file}:1)",
-        "  - unknown key 'zzz'; known: name, mask, second, encoder, teacher, sizes, limit, lr, augment, "
-        "path, sweep (command line)",
+        "  - the value of 'path=[' is not YAML: line 1, column 2: "
+        "expected the node content, but found '<stream end>'",
+        f"  - unknown key 'mask.insde_ratio'; did you mean 'inside_ratio'? ({file}:4)",
+        "  - sizes.1 should be a valid integer, unable to parse string as an integer, "
+        "not 'x' (command line)",
+        "  - lr should be a valid number, unable to parse string as a number, "
+        f"not 'fast' ({file}:1)",
+        "  - unknown key 'zzz'; known: name, mask, second, encoder, teacher, sizes, limit, lr, "
+        "augment, path, sweep (command line)",
     ]
 
 
@@ -213,13 +214,13 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
             "mask_ratio=1",
             "unknown key 'mask_ratio'; did you mean 'mask.mask_ratio'? (command line)",
         ),
-        ("mask.mask_ratio=2", "mask.mask_ratio should be less than or equal to 1, not 2.0"),
+        ("mask.mask_ratio=2", "mask.mask_ratio should be less than or equal to 1, not 2"),
         ("encoder.embed_dim=3", "encoder.embed_dim=3 must be even"),
         ("encoder=3", "encoder should be a valid dictionary or instance of Encoder, not 3"),
     ],
 )
 def test_messages(override: str, message: str) -> None:
-    (problem,) = problems(override.replace("mask_ratio=2", "mask_ratio=2.0"))
+    (problem,) = problems(override)
     assert problem.startswith(message)
 
 

@@ -93,7 +93,7 @@ def _in_repository(default: str | None) -> Path | None:
     return path if path.exists() or path.is_absolute() else _REPOSITORY / path
 
 
-def _help(spec: type[BaseModel], default: str | None, description: str) -> str:
+def _help(spec: type[BaseModel], default: str | None, description: str | None) -> str:
     lines = [
         f"usage: python {sys.argv[0]} [experiment.yaml] [key.path=value ...] [--help] [--dry-run]",
         "",

@@ -194,4 +194,3 @@ def _key(experiment: Experiment, fields: set[str], kind: str, manifest_digest: s
     settings["data"].pop("manifest", None)
     settings["data"].pop("synthetic", None)
     return fingerprint(kind, METHODS_VERSION, manifest_digest, settings)
-

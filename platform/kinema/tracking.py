@@ -362,8 +362,8 @@ class Tracker:
         ]
         for chunk in _chunks(fresh, PAIRS_PER_BATCH):
             self._client.log_batch(run_id, params=chunk)
-        for chunk in _chunks(other, PAIRS_PER_BATCH):
-            self._client.log_batch(run_id, tags=chunk)
+        for tags in _chunks(other, PAIRS_PER_BATCH):
+            self._client.log_batch(run_id, tags=tags)
 
     def _send_tags(self, run: _OpenRun) -> None:
         from mlflow.entities import RunTag

@@ -26,7 +26,7 @@ _CORE_SCHEMA = {
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's own name; filled below)
+    yaml_implicit_resolvers = {}  # filled below, without what YAML 1.1 adds
 
 
 class _Dumper(yaml.SafeDumper):

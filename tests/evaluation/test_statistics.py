@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
+
 from kinema.evaluation.statistics import bootstrap_interval, mean_class_accuracy
 from kinema.training.predict import top_k_hits
-from scipy.stats import binom
 
 
 def test_interval_matches_the_binomial_quantiles() -> None:

@@ -129,7 +129,7 @@ extract(sys.argv[1], MotionConfig(flow=TVL1()), sys.argv[2])
 @pytest.mark.ray
 @pytest.mark.slow
 def test_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
-    paths = [write_video(tmp_path / f"v{index:02}.mp4") for index in range(30)]
+    paths = [write_video(tmp_path / f"v{index:02}.mp4") for index in range(20)]
     manifest = write_manifest(tmp_path / "manifest.parquet", paths)
     root = tmp_path / "root"
     store = MotionStore(str(root), MotionConfig(flow=TVL1()))
@@ -138,7 +138,7 @@ def test_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
 
     job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(store.parts()) < 5:
+    while len(store.parts()) < 3:
         assert job.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline, "no parts within two minutes"
         time.sleep(0.02)
@@ -146,11 +146,11 @@ def test_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
     job.wait()
     time.sleep(3)  # its workers die with it
     finished, before = stored_ids(store), part_files(store)
-    assert 5 <= len(finished) < 30
+    assert 3 <= len(finished) < 20
 
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=180, check=True
     )
-    assert f"30 videos, {len(finished)} done before, {30 - len(finished)} to do" in done.stdout
+    assert f"20 videos, {len(finished)} done before, {20 - len(finished)} to do" in done.stdout
     assert stored_ids(store) == Counter(path.stem for path in paths)
     assert {part: state for part, state in part_files(store).items() if part in before} == before

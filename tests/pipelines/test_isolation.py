@@ -13,11 +13,10 @@ from moving_square import entry_of, write_video
 
 from kinema.errors import VideoError
 from kinema.motion.extractor import MotionConfig
-from kinema.motion.flow import DIS
+from kinema.motion.flow import DIS, CodecVectors
 from kinema.pipelines.isolation import (
     IsolatedExtractor,
     extract_one,
-    frame_range,
     video_digest,
 )
 
@@ -33,11 +32,24 @@ def test_boxes_follow_the_square(tmp_path: Path) -> None:
     assert np.nanmean(np.diff(centres)) > 1  # the square moves right by 4 px per frame
 
 
+def test_codec_vectors_follow_the_square_too(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", num_frames=12)
+    config = MotionConfig(flow=CodecVectors(), std_factor=1.0)
+    row = extract_one(entry_of(path, num_frames=12), config)
+    assert row.boxes.frames.tolist() == list(range(11))
+    centres = (row.boxes.boxes[:, 0] + row.boxes.boxes[:, 2]) / 2
+    truth = 8 + 12 + 4 * np.arange(11)  # left edge and half a side
+    assert np.nanmedian(np.abs(centres - truth)) < 8
+    part = extract_one(entry_of(path, num_frames=12, start_s=0.4), config)
+    assert part.boxes.frames.tolist() == [4, 5, 6, 7, 8, 9, 10]
+    np.testing.assert_array_equal(part.boxes.boxes, row.boxes.boxes[4:])
+
+
 def test_trimmed_entry_is_a_part_with_the_same_frame_numbers(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", num_frames=12)
     whole = extract_one(entry_of(path, num_frames=12), CONFIG)
     part = entry_of(path, num_frames=12, start_s=0.4, end_s=0.9)
-    assert frame_range(part) == (4, 9)
+    assert part.frame_range() == range(4, 9)
     row = extract_one(part, CONFIG)
     assert row.boxes.frames.tolist() == [4, 5, 6, 7]
     np.testing.assert_array_equal(row.boxes.boxes, whole.boxes.boxes[4:8])
@@ -133,11 +145,11 @@ def test_hang_ends_at_the_limit_and_the_next_video_works(tmp_path: Path) -> None
     path = write_video(tmp_path / "a.mp4")
     with IsolatedExtractor(CONFIG, 60, going_wrong.hang) as extractor:
         assert extractor.extract(entry_of(path, id="before")).why is None
-        extractor._timeout_s = 1.0
+        extractor.timeout_s = 1.0
         started = time.monotonic()
         stuck = extractor.extract(entry_of(path, id="hangs"))
         assert 2 <= time.monotonic() - started < 15
-        extractor._timeout_s = 60
+        extractor.timeout_s = 60
         assert extractor.extract(entry_of(path, id="after")).why is None
     assert stuck.why == "took longer than 1 s, 2 times"
     assert (tmp_path / "a.mp4.tries").stat().st_size == 2

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from kinema.training.batch import (
     Batch,
     ErasingConfig,
@@ -101,7 +102,9 @@ def test_collate_keeps_optional_parts_and_statistics() -> None:
     clip = np.zeros((3, 2, 4, 4), np.uint8)
     samples = [
         Sample("a", 1, clip, mask=np.array([True, False]), statistics={"mask_ratio": 0.5}),
-        Sample("b", -1, clip, mask=np.array([False, True]), statistics={"mask_ratio": float("nan")}),
+        Sample(
+            "b", -1, clip, mask=np.array([False, True]), statistics={"mask_ratio": float("nan")}
+        ),
     ]
     batch = collate(samples)
     assert batch.clip.shape == (2, 3, 2, 4, 4)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from kinema.errors import CheckpointError, ClusterError
 from kinema.training.batch import Batch
 from kinema.training.engine import Engine, EngineConfig, read_meta
 from kinema.training.optim import OptimConfig
-from torch import Tensor, nn
 
 OPTIM = OptimConfig(weight_decay=0.1, betas=(0.9, 0.95))
 
@@ -21,7 +22,14 @@ def model() -> nn.Module:
 def batches(count: int, size: int = 2) -> list[Batch]:
     generator = torch.Generator().manual_seed(1)
     return [
-        Batch(("x",) * size, torch.randn(size, 4, generator=generator), torch.zeros(size), None, None, {})
+        Batch(
+            ("x",) * size,
+            torch.randn(size, 4, generator=generator),
+            torch.zeros(size),
+            None,
+            None,
+            {},
+        )
         for _ in range(count)
     ]
 
@@ -31,9 +39,7 @@ def loss_fn(module: nn.Module, batch: Batch) -> Tensor:
 
 
 def engine(stage: int = 0, accumulation: int = 2) -> Engine:
-    config = EngineConfig(
-        global_batch_size=2 * accumulation, micro_batch_size=2, zero_stage=stage
-    )
+    config = EngineConfig(global_batch_size=2 * accumulation, micro_batch_size=2, zero_stage=stage)
     return Engine(model(), 0, config, OPTIM)
 
 
@@ -51,7 +57,9 @@ def test_step_equals_plain_adamw(stage: int) -> None:
         adam.zero_grad()
         losses = [loss_fn(plain, batch) for batch in micro]
         torch.stack(losses).mean().backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in plain.parameters() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in plain.parameters() if p.grad is not None]
+        )
         adam.step()
         loss, our_norm = ours.step(micro, loss_fn, 1e-2)
         assert loss == pytest.approx(float(sum(losses)) / 2, rel=1e-5), step
@@ -114,5 +122,7 @@ def test_per_rank() -> None:
 
 
 def test_batch_that_is_no_multiple_is_refused() -> None:
-    with pytest.raises(ValueError, match="global_batch_size 10 is not a multiple of micro_batch_size 4"):
+    with pytest.raises(
+        ValueError, match="global_batch_size 10 is not a multiple of micro_batch_size 4"
+    ):
         EngineConfig(global_batch_size=10, micro_batch_size=4)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from kinema.masking.masks import TubeMask
 from kinema.models.classifier import Classifier, MCAHead
 from kinema.models.mae import DecoderConfig, MaskedAutoencoder
@@ -11,14 +13,15 @@ from kinema.randomness import keyed_rng
 from kinema.training.batch import Batch, normalise, unit_range
 from kinema.training.engine import Engine, EngineConfig
 from kinema.training.optim import OptimConfig
-from torch import Tensor, nn
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
-SMALL = ViTConfig(size="custom", embed_dim=64, depth=2, num_heads=2, image_size=32, num_frames=4, patch_size=8)
+SMALL = ViTConfig(
+    size="custom", embed_dim=64, depth=2, num_heads=2, image_size=32, num_frames=4, patch_size=8
+)
 
 
 def masks(vit: ViTConfig, count: int) -> Tensor:
@@ -30,7 +33,9 @@ def masks(vit: ViTConfig, count: int) -> Tensor:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_gpu_agrees_with_cpu(precision: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = MaskedAutoencoder(SMALL, DecoderConfig(size="custom", embed_dim=32, depth=1, num_heads=2), 10)
+    model = MaskedAutoencoder(
+        SMALL, DecoderConfig(size="custom", embed_dim=32, depth=1, num_heads=2), 10
+    )
     clip, mask = torch.rand(2, 3, 4, 32, 32), masks(SMALL, 2)
     expected = model(clip, mask)
     actual = model.cuda().to(precision)(clip.cuda().to(precision), mask.cuda()).float().cpu()
@@ -44,7 +49,9 @@ def test_vit_b_learns_under_deepspeed(stage: int) -> None:
     vit, target = ViTConfig(), PixelTarget()
     torch.manual_seed(0)
     model = MaskedAutoencoder(vit, DecoderConfig(), target.dim(vit))
-    config = EngineConfig(global_batch_size=4, micro_batch_size=4, zero_stage=stage, precision="bf16")
+    config = EngineConfig(
+        global_batch_size=4, micro_batch_size=4, zero_stage=stage, precision="bf16"
+    )
     engine = Engine(model, vit.depth, config, OptimConfig())
     clip = torch.randint(0, 256, (4, 3, 16, 224, 224), dtype=torch.uint8)
     batch = Batch(("x",) * 4, clip, torch.zeros(4), masks(vit, 4), None, {}).to(engine.device)

@@ -5,12 +5,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kinema.training.optim import OptimConfig, Schedule, layer_index, parameter_groups, schedule
 from torch import nn
+
+from kinema.training.optim import OptimConfig, Schedule, layer_index, parameter_groups, schedule
 
 
 @given(
-    warmup=st.integers(0, 30), rest=st.integers(1, 50), peak=st.floats(1e-5, 1), floor=st.floats(0, 1e-5)
+    warmup=st.integers(0, 30),
+    rest=st.integers(1, 50),
+    peak=st.floats(1e-5, 1),
+    floor=st.floats(0, 1e-5),
 )
 def test_schedule_is_linear_warm_up_then_cosine(
     warmup: int, rest: int, peak: float, floor: float
@@ -42,7 +46,12 @@ class Tiny(nn.Module):
 
 
 def test_layer_index() -> None:
-    names = ["encoder.patch_embed.weight", "encoder.blocks.0.bias", "encoder.blocks.2.weight", "head.bias"]
+    names = [
+        "encoder.patch_embed.weight",
+        "encoder.blocks.0.bias",
+        "encoder.blocks.2.weight",
+        "head.bias",
+    ]
     assert [layer_index(name, 3) for name in names] == [0, 1, 3, 4]
 
 

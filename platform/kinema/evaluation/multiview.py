@@ -100,9 +100,7 @@ def _table(
             "probabilities": pa.array(
                 list(probabilities.astype(np.float32)), pa.list_(pa.float32())
             ),
-            "view_logits": pa.array(
-                list(logits.reshape(len(index), -1)), pa.list_(pa.float32())
-            ),
+            "view_logits": pa.array(list(logits.reshape(len(index), -1)), pa.list_(pa.float32())),
         },
         metadata={"num_views": str(logits.shape[1])},
     )

@@ -24,7 +24,9 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap_interval(values: NDArray[np.floating], seed: int = 0, level: float = 0.95) -> Interval:
+def bootstrap_interval(
+    values: NDArray[np.floating], seed: int = 0, level: float = 0.95
+) -> Interval:
     """Mean of per-video `values` with its percentile bootstrap interval over videos.
 
     Raises:

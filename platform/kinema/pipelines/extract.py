@@ -20,7 +20,7 @@ import ray
 import ray.data
 
 from kinema.config import fingerprint
-from kinema.errors import KinemaError, StorageError
+from kinema.errors import KinemaError
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import CodecVectors
 from kinema.motion.store import MotionStore, row_digest
@@ -35,6 +35,10 @@ LARGEST_PART = 64
 """Videos in one part file at most. Fewer lose less when a job is killed, more make fewer files."""
 DIGESTS_PER_TASK = 256
 SHOWN_FAILURES = 5
+_QUIETED = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,  # it warns that its bars are off
+}
 
 ENTRY_SCHEMA = pa.schema(
     [
@@ -147,6 +151,7 @@ def stream(
             num_cpus=1,
         )
         for batch in summaries.iter_batches(batch_size=None, batch_format="pyarrow"):
+            assert isinstance(batch, pa.Table)
             yield from batch.to_pylist()
 
 
@@ -207,7 +212,7 @@ def _row_digests(entries: Sequence[Entry], config: MotionConfig) -> dict[str, st
     for entry in entries:
         try:
             found[entry.id] = row_digest(video_digest(entry), config)
-        except StorageError:
+        except KinemaError:
             found[entry.id] = None
     return found
 
@@ -237,12 +242,14 @@ def _judge(
 def _quiet() -> Iterator[None]:
     """Without Ray Data's own bars and notes: the progress here has rate and time left."""
     context = ray.data.DataContext.get_current()
-    log = logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, log.level
+    bars = context.enable_progress_bars
+    levels = {name: logging.getLogger(name).level for name in _QUIETED}
     context.enable_progress_bars = False
-    log.setLevel(logging.WARNING)
+    for name, level in _QUIETED.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
         context.enable_progress_bars = bars
-        log.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as TooLong
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 
 import numpy as np
-from pebble import ProcessExpired, ProcessPool
 
 from kinema.config import fingerprint
 from kinema.errors import KinemaError, VideoError
@@ -25,8 +24,7 @@ from kinema.motion.extractor import (
 from kinema.motion.flow import CodecVectors
 from kinema.motion.store import MotionRow
 from kinema.motion.vectors import rasterise_vectors
-from kinema.storage import content_digest, list_files
-from kinema.video.decode import iterate_frames, iterate_frames_and_vectors
+from kinema.video.decode import content_digest, iterate_frames, iterate_frames_and_vectors
 from kinema.video.manifest import Entry
 
 ATTEMPTS = 2
@@ -37,24 +35,12 @@ def video_digest(entry: Entry) -> str:
     """What the boxes of an entry are made from: the bytes, and its trimming where it has any.
 
     Raises:
-        StorageError: the file cannot be read.
+        KinemaError: it cannot be read.
     """
-    files = list_files(entry.path)  # a folder of images is a video too
-    if files:
-        content = fingerprint([content_digest(file) for file in files])
-    else:
-        content = content_digest(entry.path)
+    content = content_digest(entry.path)
     if entry.start_s is None and entry.end_s is None:
         return content
     return fingerprint(content, entry.start_s, entry.end_s)
-
-
-def frame_range(entry: Entry) -> tuple[int, int | None]:
-    """First frame of an entry and the one after its last; None = to the end of the file."""
-    first = 0 if entry.start_s is None else math.floor(entry.start_s * entry.fps)
-    if entry.end_s is None:
-        return first, None
-    return first, min(math.ceil(entry.end_s * entry.fps), entry.num_frames)
 
 
 def extract_one(entry: Entry, config: MotionConfig) -> MotionRow:
@@ -64,11 +50,11 @@ def extract_one(entry: Entry, config: MotionConfig) -> MotionRow:
         KinemaError: the video cannot be read, or has too few frames.
     """
     digest = video_digest(entry)
-    start, stop = frame_range(entry)
+    span = entry.frame_range()
     if isinstance(config.flow, CodecVectors):
-        boxes = _from_vectors(entry, config, start, stop)
+        boxes = _from_vectors(entry, config)
     else:
-        boxes = extract_boxes(iterate_frames(entry.path, start, stop), config)
+        boxes = extract_boxes(iterate_frames(entry.path, span.start, span.stop), config)
     return MotionRow(
         id=entry.id,
         video_digest=digest,
@@ -76,13 +62,14 @@ def extract_one(entry: Entry, config: MotionConfig) -> MotionRow:
         height=entry.height,
         num_frames=entry.num_frames,
         fps=entry.fps,
-        boxes=replace(boxes, frames=(boxes.frames + start).astype(np.int32)),
+        boxes=replace(boxes, frames=(boxes.frames + span.start).astype(np.int32)),
     )
 
 
-def _from_vectors(entry: Entry, config: MotionConfig, start: int, stop: int | None) -> FrameBoxes:
+def _from_vectors(entry: Entry, config: MotionConfig) -> FrameBoxes:
     assert isinstance(config.flow, CodecVectors)
-    grid, decoded = config.flow.grid, iterate_frames_and_vectors(entry.path, start, stop)
+    span, grid = entry.frame_range(), config.flow.grid
+    decoded = iterate_frames_and_vectors(entry.path, span.start, span.stop)
     height, width = next(decoded)[0].shape[:2]  # its vectors belong to the frame before the range
     fields = (rasterise_vectors(vectors, height, width, grid) for _, vectors in decoded)
     return extract_boxes_from_vectors(fields, height, width, config)
@@ -105,7 +92,7 @@ class Outcome:
 
 
 class IsolatedExtractor:
-    """Runs `extract_one` in one child process at a time, which a video may take down with it.
+    """Runs `extract_one` in a child process, which a video may take down with it.
 
     Args:
         config: of the extraction.
@@ -119,10 +106,9 @@ class IsolatedExtractor:
         timeout_s: float,
         extract: Callable[[Entry, MotionConfig], MotionRow] = extract_one,
     ) -> None:
-        self._config, self._timeout_s, self._extract = config, timeout_s, extract
-        # spawn: a fork of a process with threads (Ray, Arrow) may deadlock
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(max_workers=1, context=context)
+        self._config, self.timeout_s, self._extract = config, timeout_s, extract
+        self._child: BaseProcess | None = None
+        self._pipe: Connection
 
     def __enter__(self) -> IsolatedExtractor:
         return self
@@ -137,35 +123,80 @@ class IsolatedExtractor:
 
     def close(self) -> None:
         """End the child process."""
-        self._pool.stop()
-        self._pool.join()
+        if self._child is not None:
+            self._child.kill()
+            self._child.join()
+            self._pipe.close()
+            self._child = None
 
     def extract(self, entry: Entry) -> Outcome:
         """Extract one video; a crash, a hang and every error become the reason of its failure."""
         started = time.monotonic()
         row, why = None, None
         for _ in range(ATTEMPTS):
-            row, why, final = self._attempt(entry)
-            if final:
+            answer = self._attempt(entry)
+            if isinstance(answer, MotionRow):
+                row, why = answer, None
                 break
+            why = str(answer)
+            if not isinstance(answer, _Ended):
+                break
+            why += f", {ATTEMPTS} times"
         return Outcome(entry, row, why, time.monotonic() - started, time.time())
 
-    def _attempt(self, entry: Entry) -> tuple[MotionRow | None, str | None, bool]:
-        future = self._pool.schedule(
-            self._extract, args=[entry, self._config], timeout=self._timeout_s
-        )
+    def _attempt(self, entry: Entry) -> MotionRow | str | _Ended:
+        """The row, the error's text, or how the child ended."""
         try:
-            return future.result(), None, True
-        except TooLong:
-            return None, f"took longer than {self._timeout_s:g} s, {ATTEMPTS} times", False
-        except ProcessExpired as error:
-            return None, f"the decoder crashed ({_cause(error.exitcode)}), {ATTEMPTS} times", False
+            if self._child is None:
+                self._start()
+            self._pipe.send(entry)
+            if self._pipe.poll(self.timeout_s):
+                answer: MotionRow | str = self._pipe.recv()
+                return answer
+            end = f"took longer than {self.timeout_s:g} s"
+        except (EOFError, OSError):
+            assert self._child is not None
+            self._child.join()
+            end = f"the decoder crashed ({_cause(self._child.exitcode)})"
+        self.close()
+        return _Ended(end)
+
+    def _start(self) -> None:
+        # spawn: a fork of a process with threads (Ray, Arrow) may deadlock
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._child = context.Process(
+            target=_serve, args=(theirs, self._extract, self._config), daemon=True
+        )
+        self._child.start()
+        theirs.close()  # so that the child's death is the end of the pipe
+        self._pipe.recv()  # its imports are done, the first video's time starts
+
+
+class _Ended(str):
+    """How a child process ended without an answer."""
+
+
+def _serve(
+    pipe: Connection, extract: Callable[[Entry, MotionConfig], MotionRow], config: MotionConfig
+) -> None:
+    """The child: answers entries with rows or with the text of an error, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    pipe.send("ready")
+    while True:
+        try:
+            entry = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer: MotionRow | str = extract(entry, config)
         except VideoError as error:
-            return None, error.why, True
+            answer = error.why
         except KinemaError as error:
-            return None, str(error), True
+            answer = str(error)
         except Exception as error:  # a bug met by one video must not cost the others
-            return None, f"{type(error).__name__}: {error}", True
+            answer = f"{type(error).__name__}: {error}"
+        pipe.send(answer)
 
 
 def _cause(exitcode: int | None) -> str:

@@ -37,7 +37,9 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster(num_cpus: int | None = None, working_dir: Path | None = None) -> Iterator[LocalCluster]:
+def local_cluster(
+    num_cpus: int | None = None, working_dir: Path | None = None
+) -> Iterator[LocalCluster]:
     """Start a head in `working_dir`, wait until it takes jobs, and end it with the block.
 
     Raises:

@@ -70,7 +70,9 @@ class Study:
         root = trials[0].experiment.root
         self.tracker = start_tracker(root, experiment.name)
         base, axes = experiment.base(), experiment.sweep.axes
-        self.key = fingerprint("sweep", experiment.name, sorted(axes), base, prepared.manifest.digest)
+        self.key = fingerprint(
+            "sweep", experiment.name, sorted(axes), base, prepared.manifest.digest
+        )
         name = f"sweep {' x '.join(axis.rsplit('.', 1)[-1] for axis in axes)}"
         self.parent = begin(
             self.tracker, base, self.key, name, prepared, extra={"sweep.axes": ", ".join(axes)}

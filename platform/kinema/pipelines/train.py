@@ -124,6 +124,7 @@ def train(
                 num_to_keep=max(stage.keep_checkpoints for stage in stages)
             ),
             callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     try:

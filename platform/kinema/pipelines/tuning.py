@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from kinema import storage
+from kinema.errors import KinemaError
 from kinema.experiment import Experiment, SweepExperiment
 from kinema.pipelines.cluster import max_concurrent_trials, require
 from kinema.pipelines.prepare import Prepared
@@ -61,6 +63,8 @@ def run_trials(
             [_FinetuneReports()],
         )
 
+    # Tune's old console is silent at verbose=0, its new one is not; `_Progress` says what matters.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     progress = _Progress(by_name, on_end)
     tuner = tune.Tuner(
         tune.with_resources(trainable, driver),
@@ -106,7 +110,9 @@ def _scheduler(experiment: SweepExperiment) -> ASHAScheduler | None:
 class _FinetuneReports(TuneReportCallback):
     """Tells Tune about finetuning only: pretraining losses of different masks don't compare."""
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
         if "val/top1" in metrics[0]:
             super().after_report(run_context, metrics, checkpoint)
 
@@ -129,17 +135,22 @@ class _Progress(tune.Callback):
         self._end(trial.config["trial"], "finished", None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_error()
-        cause = getattr(error, "cause", None) or error
-        self._end(trial.config["trial"], "FAILED", f"{type(cause).__name__}: {cause}")
+        self._end(trial.config["trial"], "FAILED", _reason(trial.get_pickled_error()))
 
     def _end(self, name: str, what: str, reason: str | None) -> None:
         self.ended += 1
         seconds = time.monotonic() - self.started[name]
         tail = "" if reason is None else f"\n            {reason}"
-        print(f"  {what:9} {name}  ({self.ended}/{len(self.trials)}, {seconds:.0f} s){tail}", flush=True)
+        print(
+            f"  {what:9} {name}  ({self.ended}/{len(self.trials)}, {seconds:.0f} s){tail}",
+            flush=True,
+        )
         if reason is not None:
             self.failures[name] = reason
         self.on_end(self.trials[name], reason)
 
 
+def _reason(error: BaseException) -> str:
+    """What went wrong in a trial, without Ray's wrapping."""
+    cause = getattr(error, "cause", None) or error
+    return str(cause) if isinstance(cause, KinemaError) else f"{type(cause).__name__}: {cause}"

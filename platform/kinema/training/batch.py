@@ -177,7 +177,10 @@ def mix(batch: Batch, targets: Tensor, config: MixingConfig, seed: int) -> tuple
             clip[i][region], clip[j][region] = second[region], first[region]
             keep = 1 - (bottom - top) * (right - left) / (first.shape[-2] * first.shape[-1])
         else:
-            clip[i], clip[j] = keep * first + (1 - keep) * second, keep * second + (1 - keep) * first
+            clip[i], clip[j] = (
+                keep * first + (1 - keep) * second,
+                keep * second + (1 - keep) * first,
+            )
         mixed_targets[i] = keep * targets[i] + (1 - keep) * targets[j]
         mixed_targets[j] = keep * targets[j] + (1 - keep) * targets[i]
         if inner is not None and config.mix_boxes == "union":

@@ -31,7 +31,6 @@ from kinema.video.decode import read_frames
 from kinema.video.manifest import Entry
 from kinema.video.sampling import Sampling, sample
 
-
 Item = TypeVar("Item")
 Out = TypeVar("Out")
 

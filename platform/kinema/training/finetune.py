@@ -167,7 +167,9 @@ def finetune(
             engine.dtype,
         )
         if result.failures:
-            raise ConfigError([f"validation clip unreadable: {why}" for why in result.failures.values()])
+            raise ConfigError(
+                [f"validation clip unreadable: {why}" for why in result.failures.values()]
+            )
         top1, top5 = (
             float(top_k_hits(result.logits[:, 0], result.labels, k).mean()) for k in (1, 5)
         )

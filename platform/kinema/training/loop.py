@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from kinema import storage
@@ -46,9 +46,7 @@ class Reporter(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics; called on rank 0 only, never waits."""
 
-    def checkpoint(
-        self, metrics: Mapping[str, float], save: Callable[[Path], None]
-    ) -> None:
+    def checkpoint(self, metrics: Mapping[str, float], save: Callable[[Path], None]) -> None:
         """Make a training state durable; collective, `save` writes this rank's part to a folder."""
 
 
@@ -183,9 +181,7 @@ def restore(stage: Stage, reporter: Reporter) -> int:
     return int(meta["step"])
 
 
-def _end_epoch(
-    stage: Stage, reporter: Reporter, epoch: int, step: int, means: Averages
-) -> bool:
+def _end_epoch(stage: Stage, reporter: Reporter, epoch: int, step: int, means: Averages) -> bool:
     """Validate, log the epoch, save when it is time; returns whether the stage ends here."""
     merged = Averages.merge(gather_objects(means)).means()
     named = _named(stage.name, merged)

@@ -45,12 +45,16 @@ class Schedule:
     def __call__(self, step: int) -> float:
         """Learning rate of optimizer step `step` in [0, total_steps)."""
         if step < self.warmup_steps:
-            return self.peak * step / max(1, self.warmup_steps - 1) if self.warmup_steps > 1 else 0.0
+            return (
+                self.peak * step / max(1, self.warmup_steps - 1) if self.warmup_steps > 1 else 0.0
+            )
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return self.floor + 0.5 * (self.peak - self.floor) * (1 + math.cos(math.pi * progress))
 
 
-def schedule(config: OptimConfig, global_batch_size: int, steps_per_epoch: int, epochs: float) -> Schedule:
+def schedule(
+    config: OptimConfig, global_batch_size: int, steps_per_epoch: int, epochs: float
+) -> Schedule:
     """Schedule of a run; peak and floor both scale with the batch (VideoMAE's recipe)."""
     scale = global_batch_size / REFERENCE_BATCH_SIZE
     total = max(1, round(epochs * steps_per_epoch))
@@ -89,7 +93,9 @@ def parameter_groups(
     )
 
 
-def adamw(groups: list[dict[str, object]], config: OptimConfig, device: torch.device) -> torch.optim.AdamW:
+def adamw(
+    groups: list[dict[str, object]], config: OptimConfig, device: torch.device
+) -> torch.optim.AdamW:
     """AdamW over `groups`; the fused kernel on a GPU."""
     return torch.optim.AdamW(
         groups, lr=config.base_lr, betas=config.betas, eps=1e-8, fused=device.type == "cuda"

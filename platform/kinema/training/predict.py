@@ -30,7 +30,9 @@ class Predictions:
     failures: dict[int, str]
 
 
-def top_k_hits(scores: NDArray[np.floating], labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+def top_k_hits(
+    scores: NDArray[np.floating], labels: NDArray[np.int64], k: int
+) -> NDArray[np.bool_]:
     """(videos,) True where the label is among the k best of `scores` (videos, classes).
 
     A class that ties with the label counts as better, so constant scores score no luck.

@@ -61,8 +61,12 @@ _GEOMETRIC: dict[str, Callable[[Transform, float], Transform]] = {
 """Operation by name: a transform and a signed strength in [-1, 1] -> a longer transform."""
 
 
-def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Callable[[float, float], Callable[[Image.Image], Image.Image]]:
-    return lambda strength, sign: lambda image: kind(image).enhance(max(0.1, 1 + 0.9 * sign * strength))
+def _enhance(
+    kind: Callable[[Image.Image], ImageEnhance._Enhance],
+) -> Callable[[float, float], Callable[[Image.Image], Image.Image]]:
+    return lambda strength, sign: (
+        lambda image: kind(image).enhance(max(0.1, 1 + 0.9 * sign * strength))
+    )
 
 
 def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
@@ -73,11 +77,11 @@ _COLOUR: dict[str, Callable[[float, float], Callable[[Image.Image], Image.Image]
     "auto_contrast": lambda strength, sign: ImageOps.autocontrast,
     "equalize": lambda strength, sign: ImageOps.equalize,
     "invert": lambda strength, sign: ImageOps.invert,
-    "posterize": lambda strength, sign: lambda image: ImageOps.posterize(
-        image, 4 - min(3, int(4 * strength))
+    "posterize": lambda strength, sign: (
+        lambda image: ImageOps.posterize(image, 4 - min(3, int(4 * strength)))
     ),
-    "solarize": lambda strength, sign: lambda image: ImageOps.solarize(
-        image, 256 - int(256 * strength)
+    "solarize": lambda strength, sign: (
+        lambda image: ImageOps.solarize(image, 256 - int(256 * strength))
     ),
     "solarize_add": lambda strength, sign: lambda image: _solarize_add(image, int(110 * strength)),
     "color": _enhance(ImageEnhance.Color),
@@ -192,9 +196,7 @@ class CentreCrop(SpatialAugment):
         return _square(size, 0.5)
 
 
-Augment = Annotated[
-    MultiScaleCrop | RandomResizedCrop | CentreCrop, Field(discriminator="name")
-]
+Augment = Annotated[MultiScaleCrop | RandomResizedCrop | CentreCrop, Field(discriminator="name")]
 """Every spatial augmentation there is, told apart by `name`."""
 
 

@@ -8,45 +8,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import av
 import numpy as np
-import numpy.typing as npt
+from av.codec.context import Flags2
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from kinema import storage
 from kinema.errors import VideoError
+from kinema.video.timeline import PacketTimes, Timeline, frames_at, read_timeline, runs
 
 _TIMELESS_FORMATS = frozenset({"avi"})
 """Containers that store no presentation times: what FFmpeg reports for them is a guess."""
 
 _FPS_TOLERANCE = 0.01
 
-
-@dataclass(frozen=True)
-class Timeline:
-    """What the packets of a file tell.
-
-    Attributes:
-        times: (frames,) int64, presentation time of every frame, ascending, in stream units.
-        key_times: (keys,) int64, those of the frames that decoding can start at, ascending.
-        key_seeks: (keys,) int64, the times to seek to for them.
-    """
-
-    times: npt.NDArray[np.int64]
-    key_times: npt.NDArray[np.int64]
-    key_seeks: npt.NDArray[np.int64]
+_PREDICTED = (PictureType.P, PictureType.B)
 
 
 class VideoFile:
     """A video file opened for reading; a context manager.
+
+    Args:
+        uri: of the file.
+        with_vectors: let decoded frames carry the codec's motion vectors.
 
     Attributes:
         timeline: None where packets have no usable times: frames are then counted as they come out
@@ -57,8 +48,11 @@ class VideoFile:
         VideoError: it is missing, empty, cut short, or has no picture.
     """
 
-    def __init__(self, uri: str) -> None:
+    stream: VideoStream
+
+    def __init__(self, uri: str, with_vectors: bool = False) -> None:
         self.uri = uri
+        self._with_vectors = with_vectors
         self._path = storage.absolute(uri)
         self._container: InputContainer | None = None
         self._file: BinaryIO | None = None
@@ -70,7 +64,7 @@ class VideoFile:
             self._open()
             packets = self._scan()
             self.has_predicted_frames = not all(packet.is_keyframe for packet in packets)
-            self.timeline = None if self._is_timeless() else _timeline(packets)
+            self.timeline = None if self._is_timeless() else read_timeline(packets)
         except BaseException:
             self.close()
             raise
@@ -162,16 +156,14 @@ class VideoFile:
     def _open(self) -> None:
         """Open from the start; also the way back to it that works for every container."""
         if self._container is not None:
-            flags2 = self.stream.codec_context.flags2
             self._container.close()
-        else:
-            flags2 = 0
         if self._file is not None:
             self._file.seek(0)
-        self._container = av.open(self._file or self._path, metadata_errors="ignore")
+        self._container = av.open(self._file or self._path, "r", metadata_errors="ignore")
         self.stream = self._video_stream(self._container)
         self.stream.codec_context.thread_count = 1
-        self.stream.codec_context.flags2 |= flags2
+        if self._with_vectors:
+            self.stream.codec_context.flags2 |= Flags2.export_mvs
         for other in self._container.streams:
             if other.index != self.stream.index:
                 other.discard = Discard.all
@@ -207,7 +199,7 @@ class VideoFile:
         assert self._container is not None
         return self._container.demux(self.stream)
 
-    def _scan(self) -> list[_Packet]:
+    def _scan(self) -> list[PacketTimes]:
         """All packets that hold a picture, in decoding order; leaves the file at its end."""
         assert self._container is not None
         stored = 0
@@ -220,7 +212,7 @@ class VideoFile:
             if packet.is_corrupt:
                 raise VideoError(self.uri, f"is cut short or damaged at packet {stored}")
             if not packet.is_discard and not _is_hidden(packet, codec):
-                shown.append(_Packet(packet.pts, packet.dts, packet.is_keyframe))
+                shown.append(PacketTimes(packet.pts, packet.dts, packet.is_keyframe))
         promised = self.stream.frames
         if "mp4" in self._container.format.name and stored < promised:
             raise VideoError(self.uri, f"is cut short: {stored} of {promised} frames are there")
@@ -246,8 +238,10 @@ class VideoFile:
     def _decode_timed(
         self, timeline: Timeline, indices: list[int]
     ) -> Iterator[tuple[int, VideoFrame]]:
+        if not indices:
+            return
         done = 0
-        for run in _runs(timeline, indices):
+        for run in runs(timeline, indices):
             before = done
             for frame in self._from_key_frame(timeline, run):
                 yield indices[done], frame
@@ -257,7 +251,7 @@ class VideoFile:
         if done == len(indices):
             return
         self._open()
-        for frame in _at_times(_frames(self._packets()), timeline.times[indices[done:]]):
+        for frame in frames_at(_frames(self._packets()), timeline.times[indices[done:]]):
             yield indices[done], frame
             done += 1
         if done < len(indices):
@@ -269,20 +263,18 @@ class VideoFile:
         assert self._container is not None
         times = timeline.times[indices]
         key = int(np.searchsorted(timeline.key_times, times[0], side="right")) - 1
+        start = timeline.key_times[key]
+        before = times[:0] if times[0] == start else timeline.key_times[key : key + 1]
         try:
             self._container.seek(int(timeline.key_seeks[key]), stream=self.stream)
-            yield from _at_times(_frames(self._packets()), times)
+            for frame in frames_at(_frames(self._packets()), np.concatenate([before, times])):
+                if frame.pts == start and frame.pict_type in _PREDICTED:
+                    return  # a gradual refresh begins here: the picture is not whole yet
+                if frame.pts >= times[0]:
+                    yield frame
         except av.FFmpegError:
             # Whether the seek or the file is to blame shows when it is read from the start.
             return
-
-
-class _Packet(NamedTuple):
-    """What is kept of a packet."""
-
-    pts: int | None
-    dts: int | None
-    is_keyframe: bool
 
 
 def _is_local(path: str) -> bool:
@@ -301,48 +293,6 @@ def _is_hidden(packet: Packet[VideoStream], codec: str) -> bool:
     return codec == "vp8" and not memoryview(packet)[0] & 0x10
 
 
-def _timeline(packets: Sequence[_Packet]) -> Timeline | None:
-    """Frames by time, or None when times are missing or repeated."""
-    keys = [packet for packet in packets if packet.is_keyframe and packet.pts is not None]
-    times = np.array([packet.pts for packet in packets if packet.pts is not None], dtype=np.int64)
-    if not keys or len(times) < len(packets) or len(np.unique(times)) < len(times):
-        return None
-    key_times = np.array([packet.pts for packet in keys], dtype=np.int64)
-    order = np.argsort(key_times)
-    # A demuxer may seek by decoding or by presentation time; the earlier of both is safe.
-    decode_times = np.array(
-        [packet.pts if packet.dts is None else packet.dts for packet in keys], dtype=np.int64
-    )
-    seeks = np.minimum(key_times, decode_times)
-    # Pictures shown before the first key frame refer to what was cut off.
-    decodable = np.sort(times[times >= key_times.min()])
-    return Timeline(decodable, key_times[order], seeks[order])
-
-
-def _runs(timeline: Timeline, indices: list[int]) -> list[list[int]]:
-    """Indices split where a whole group of pictures lies between two of them."""
-    keys = np.searchsorted(timeline.key_times, timeline.times[indices], side="right")
-    cuts = np.flatnonzero(np.diff(keys) > 1) + 1
-    return [part.tolist() for part in np.split(np.asarray(indices), cuts)]
-
-
 def _frames(packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
     for packet in packets:
         yield from packet.decode()
-
-
-def _at_times(frames: Iterable[VideoFrame], times: npt.NDArray[np.int64]) -> Iterator[VideoFrame]:
-    """The frames of ascending `times`, up to the first that is missing or damaged."""
-    remaining = iter(times.tolist())
-    wanted = next(remaining, None)
-    for frame in frames:
-        if wanted is None:
-            return
-        if frame.pts is None or frame.pts < wanted:
-            continue
-        if frame.pts > wanted or frame.is_corrupt:
-            return
-        yield frame
-        wanted = next(remaining, None)
-        if wanted is None:
-            return

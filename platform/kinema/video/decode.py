@@ -1,9 +1,9 @@
 """Frames and codec motion vectors out of video files, through PyAV.
 
-Frame i is the i-th in order of presentation time, counted from the packets of the file and not from
-what its header claims. Every call opens the file anew and closes it, with one decoding thread: there
-is no state to share between processes. PyAV drops FFmpeg's log lines unless a level is set, without
-calling Python, so a decoder never waits for the interpreter's lock in a Ray worker.
+Frame i is the i-th in order of presentation time, counted from the packets of the file and not
+from what its header claims. Every call opens the file anew and closes it, with one decoding thread:
+there is no state to share between processes. PyAV drops FFmpeg's log lines unless a level is set,
+without calling Python, so a decoder never waits for the interpreter's lock in a Ray worker.
 
 A folder of images is a video too: its jpg and png files in natural order.
 """
@@ -19,7 +19,6 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-from av.codec.context import Flags2
 from av.video.frame import VideoFrame
 
 from kinema import storage
@@ -32,8 +31,10 @@ Frame = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[Any]
 
 CODECS_WITH_VECTORS = frozenset(
-    "h264 mpeg4 mpeg2video mpeg1video h263 h263p flv1 msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2"
-    " h261 rv10 rv20 snow".split()
+    {
+        *("h264", "mpeg4", "mpeg2video", "mpeg1video", "h261", "h263", "h263p", "flv1"),
+        *("msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "rv10", "rv20", "snow"),
+    }
 )
 """Canonical names of the codecs whose FFmpeg decoder exports motion vectors."""
 
@@ -134,14 +135,18 @@ def read_frames(uri: str, indices: Sequence[int] | None = None) -> Frame:
 
 
 def iterate_frames(uri: str, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
-    """Frames (H, W, 3) uint8 RGB, upright, from `start` up to `stop` (None = the end), one in memory.
+    """Frames (H, W, 3) uint8 RGB, upright, from `start` up to `stop`, one in memory at a time.
+
+    A `stop` of None, or past the end, is the end.
 
     Raises:
-        VideoError: the file is unusable, or the range reaches past its end.
+        VideoError: the file is unusable, or ends before `start`.
     """
     found = images.list_images(uri)
     if found:
-        for index in range(start, len(found) if stop is None else stop):
+        for index in range(
+            start, len(found) if stop is None else max(min(stop, len(found)), start + 1)
+        ):
             yield images.read_image(uri, found, index)
         return
     with _opened(uri) as video:
@@ -155,10 +160,10 @@ def read_frames_and_vectors(
     """Frames as `read_frames`, and what the codec moved to make each, in one pass.
 
     Returns:
-        frames (T, H, W, 3) uint8, and per frame a structured array with one row per block: `dst_x`,
-        `dst_y` its centre and `w`, `h` its size in pixels; `motion_x / motion_scale` and `motion_y /
-        motion_scale` point from it to its reference; `source` is -1 for a past and +1 for a future
-        reference. Frames coded by themselves have no rows.
+        frames (T, H, W, 3) uint8, and per frame a structured array with one row per block:
+        `dst_x`, `dst_y` its centre and `w`, `h` its size in pixels; `motion_x / motion_scale` and
+        `motion_y / motion_scale` point from it to its reference; `source` is -1 for a past and +1
+        for a future reference. Frames coded by themselves have no rows.
 
     Raises:
         VideoError: as `read_frames`, or the codec gives no motion vectors.
@@ -226,10 +231,10 @@ def _assemble(uri: str, frames: list[tuple[int, Frame]], indices: Sequence[int] 
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[VideoFile]:
+def _opened(uri: str, with_vectors: bool = False) -> Iterator[VideoFile]:
     """The file, with whatever goes wrong below turned into a VideoError that names it."""
     try:
-        with VideoFile(uri) as video:
+        with VideoFile(uri, with_vectors) as video:
             size = video.width * video.height
             if size > MAX_PIXELS:
                 raise VideoError(uri, f"frames of {video.width}x{video.height} are too large")
@@ -245,7 +250,7 @@ def _opened(uri: str) -> Iterator[VideoFile]:
 def _opened_for_vectors(uri: str) -> Iterator[VideoFile]:
     if images.list_images(uri):
         raise VideoError(uri, "a folder of images has no motion vectors; use optical flow")
-    with _opened(uri) as video:
+    with _opened(uri, with_vectors=True) as video:
         if video.codec not in CODECS_WITH_VECTORS:
             raise VideoError(
                 uri,
@@ -258,7 +263,6 @@ def _opened_for_vectors(uri: str) -> Iterator[VideoFile]:
                 f"this {video.codec} stream has key frames only, so no motion vectors;"
                 " re-encode it with a longer group of pictures or use optical flow",
             )
-        video.stream.codec_context.flags2 |= Flags2.export_mvs
         yield video
 
 

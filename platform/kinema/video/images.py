@@ -54,8 +54,7 @@ def read_image(uri: str, images: list[str], index: int) -> npt.NDArray[np.uint8]
     Raises:
         VideoError: there is no such image, or it is damaged.
     """
-    if not 0 <= index < len(images):
-        raise VideoError(uri, f"has {len(images)} frames; frame {index} was asked for")
+    require_index(uri, images, index)
     try:
         data = np.frombuffer(storage.read_bytes(images[index]), dtype=np.uint8)
     except StorageError as error:
@@ -64,6 +63,12 @@ def read_image(uri: str, images: list[str], index: int) -> npt.NDArray[np.uint8]
     if picture is None:
         raise VideoError(uri, f"image {images[index].rpartition('/')[2]} is damaged")
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def require_index(uri: str, images: list[str], index: int) -> None:
+    """Raise VideoError when the folder `uri` has no image `index`."""
+    if not 0 <= index < len(images):
+        raise VideoError(uri, f"has {len(images)} frames; frame {index} was asked for")
 
 
 def _may_be_folder(uri: str) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 
 from kinema.errors import VideoError
@@ -30,8 +31,9 @@ class Orientation:
         data = frame.side_data.get("DISPLAYMATRIX")
         if data is None:
             return cls()
+        matrix = np.frombuffer(bytes(cast(SideData, data)), dtype=np.int32).reshape(3, 3)
         # Row vectors: (x, y) is shown at (a x + c y, b x + d y).
-        (a, b), (c, d) = np.frombuffer(bytes(data), dtype=np.int32).reshape(3, 3)[:2, :2]
+        (a, b), (c, d) = matrix[:2, :2]
         if (b, c) == (0, 0) and a != 0 and d != 0:
             return cls(False, bool(a < 0), bool(d < 0))
         if (a, d) == (0, 0) and b != 0 and c != 0:

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: dense windows or segments, drawn at random or evenly for tests.
+"""Which frames of a video make a clip: windows or segments, at random or evenly for tests.
 
 A clip that reaches past the end of its video repeats the last frame (VideoMAE's rule).
 """
@@ -14,6 +14,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from kinema.config import Config
 
 Indices = npt.NDArray[np.int64]
+
+_EDGE = 1e-6
+"""Frames; a time this close to a frame's edge is on it, whatever the floats say."""
 
 
 class DenseSampling(Config):
@@ -41,11 +44,14 @@ class DenseSampling(Config):
         else:
             number, count = view
             start = last_start / 2 if count == 1 else last_start * number / (count - 1)
-        return np.floor(np.floor(start) + np.arange(num_frames) * step + 1e-6).astype(np.int64)
+        indices: Indices = np.floor(np.floor(start) + np.arange(num_frames) * step + _EDGE).astype(
+            np.int64
+        )
+        return indices
 
 
 class SegmentSampling(Config):
-    """One frame from each of as many equal segments as the clip has frames (TSN; VideoMAE on SSv2)."""
+    """One frame from each of `num_frames` equal segments (TSN; VideoMAE on SSv2)."""
 
     name: Literal["tsn"] = "tsn"
 
@@ -57,14 +63,20 @@ class SegmentSampling(Config):
         rng: np.random.Generator | None,
         view: tuple[int, int],
     ) -> Indices:
-        """Indices; see `sample`. Test views: the middle of each segment, or from its start on (VideoMAE)."""
+        """Indices; see `sample`.
+
+        Of two test views the first takes the starts of the segments, the second their middles.
+        """
         edges = np.arange(num_frames + 1) * (length / num_frames)
         if rng is not None:
             offsets = rng.random(num_frames)
         else:
             number, count = view
             offsets = np.full(num_frames, 0.5 if count == 1 else number / count)
-        return np.floor(edges[:-1] + offsets * (length / num_frames)).astype(np.int64)
+        indices: Indices = np.floor(edges[:-1] + offsets * (length / num_frames) + _EDGE).astype(
+            np.int64
+        )
+        return np.minimum(indices, length - 1)
 
 
 Sampling = Annotated[DenseSampling | SegmentSampling, Field(discriminator="name")]
@@ -93,6 +105,10 @@ def sample(
         Absolute frame indices (num_frames,) in ascending order, and the share of them that repeats
         the last frame because the video is too short.
     """
+    if len(span) == 0:
+        raise ValueError("there is no frame to choose from")
+    if not 0 <= view[0] < view[1]:
+        raise ValueError(f"there is no view {view[0]} of {view[1]}")
     drawn = config.draw(num_frames, len(span), fps, rng, view)
     padded = float((drawn >= len(span)).mean())
     return span.start + np.minimum(drawn, len(span) - 1), padded

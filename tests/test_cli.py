@@ -1,0 +1,185 @@
+"""Command lines of jobs: arguments, help, dry runs and exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from kinema import cli
+from kinema.config import Config
+from kinema.errors import ConfigError, StorageError
+
+
+class Tube(Config):
+    name: Literal["tube"] = "tube"
+    mask_ratio: float = Field(0.9, description="share of tokens that is hidden")
+
+
+class Frame(Config):
+    name: Literal["frame"] = "frame"
+    num_frames: int = 2
+
+
+class Encoder(Config):
+    depth: int = 12
+
+
+class Study(Config):
+    manifest: str = Field(description="Parquet manifest, path or URI")
+    mask: Annotated[Tube | Frame, Field(discriminator="name")] = Tube()
+    encoder: Encoder = Encoder(depth=4)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    limit: int | None = None
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> str:
+    path = tmp_path / "experiment.yaml"
+    path.write_text("manifest: videos.parquet\n")
+    return str(path)
+
+
+def parse(*argv: str, default: str | None = None) -> Study:
+    return cli.parse(Study, argv, default=default, description="Does something.")
+
+
+def test_file_and_overrides_in_any_order(
+    experiment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = parse("limit=3", experiment, "encoder.depth=2")
+    assert study == Study(manifest="videos.parquet", limit=3, encoder=Encoder(depth=2))
+    assert capsys.readouterr().out.splitlines() == [
+        "manifest: videos.parquet",
+        "mask:",
+        "  name: tube",
+        "  mask_ratio: 0.9",
+        "encoder:",
+        "  depth: 2",
+        "precision: fp32",
+        "limit: 3",
+    ]
+
+
+def test_arguments_come_from_the_program_by_default(
+    experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", experiment, "limit=9"])
+    assert cli.parse(Study, default=None, description=None).limit == 9
+
+
+def test_the_default_experiment(experiment: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("manifest: other.parquet\n")
+    assert parse(default=experiment).manifest == "videos.parquet"
+    assert parse(str(other), default=experiment).manifest == "other.parquet"
+
+
+def test_the_default_experiment_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_REPOSITORY", tmp_path)
+    (tmp_path / "in_repository.yaml").write_text("manifest: found\n")
+    monkeypatch.chdir("/")
+    assert parse(default="in_repository.yaml").manifest == "found"
+    with pytest.raises(ConfigError, match=rf"no such file: {tmp_path}/absent.yaml"):
+        parse(default="absent.yaml")
+
+
+def test_dry_run_prints_and_ends(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(experiment, "--dry-run")
+    assert ended.value.code == 0
+    assert "manifest: videos.parquet\n" in capsys.readouterr().out
+
+
+def test_dry_run_finds_problems() -> None:
+    with pytest.raises(ConfigError, match="'manifest' is missing"):
+        parse("--dry-run")
+
+
+def test_wrong_arguments_are_told_at_once(experiment: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(experiment, "again.yaml", "--fast")
+    assert caught.value.problems == (
+        "unknown option '--fast'; options are --help and --dry-run",
+        f"give one experiment file, not {experiment}, again.yaml",
+    )
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_lists_every_key(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(option, "no such file", default="experiments/x.yaml")
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("[experiment.yaml] [key.path=value ...] [--help] [--dry-run]")
+    assert "Does something." in lines
+    assert "Without a file: experiments/x.yaml." in lines
+    assert lines[lines.index("Keys (type = default):") + 1 :] == [
+        "  manifest: str (required)  Parquet manifest, path or URI",
+        "  mask: one of tube | frame, by its name = tube",
+        "    mask.mask_ratio [name=tube]: float = 0.9  share of tokens that is hidden",
+        "    mask.num_frames [name=frame]: int = 2",
+        "  encoder: section",
+        "    encoder.depth: int = 4",
+        "  precision: fp32 | bf16 = fp32",
+        "  limit: int = null",
+    ]
+
+
+def test_run_ends_with_the_status_of_main() -> None:
+    for status, code in ((None, 0), (0, 0), (3, 3)):
+        with pytest.raises(SystemExit) as ended:
+            cli.run(lambda status=status: status)
+        assert ended.value.code == code
+
+
+def test_errors_of_users_have_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise StorageError("x does not exist")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "x does not exist\n"
+    assert ended.value.__cause__ is None
+
+
+def test_bugs_keep_their_traceback() -> None:
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run(main)
+
+
+def test_a_program_from_outside(tmp_path: Path) -> None:
+    job = tmp_path / "job.py"
+    job.write_text(
+        "from kinema.cli import parse, run\n"
+        "from kinema.config import Config\n"
+        "class Spec(Config):\n"
+        "    depth: float = 1\n"
+        "run(lambda: print(parse(Spec, default=None, description='d').depth))\n"
+    )
+    platform = str(Path(__file__).parents[1] / "platform")
+
+    def start(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(job), *argv],
+            env={"PYTHONPATH": platform},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    good = start("depth=1e-4")
+    assert (good.returncode, good.stdout, good.stderr) == (0, "depth: 0.0001\n0.0001\n", "")
+    bad = start("dpeth=1e-4")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == (
+        "configuration: 1 problem\n  - unknown key 'dpeth'; did you mean 'depth'? (command line)\n"
+    )
