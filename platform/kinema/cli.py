@@ -97,7 +97,7 @@ def _help(spec: type[BaseModel], default: str | None, description: str | None) -
     lines = [
         f"usage: python {sys.argv[0]} [experiment.yaml] [key.path=value ...] [--help] [--dry-run]",
         "",
-        description or "",
+        (description or "").strip(),
         "",
         f"Without a file: {default or 'the defaults below'}.",
         "--dry-run prints the settings in full and ends.",

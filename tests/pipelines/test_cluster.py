@@ -43,25 +43,29 @@ def test_figure_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 _OWN_CLUSTER = """
+import urllib.error, urllib.request
 import ray
+from ray.util.state import list_nodes
 from kinema.pipelines.cluster import connect, disconnect
+
 found = connect(num_cpus=1)
-@ray.remote
-def where():
-    import kinema.pipelines.cluster
-    return kinema.pipelines.cluster.__file__
 assert found.own and found.address.startswith("127.0.0.1:"), found
 assert found.dashboard.startswith("http://127.0.0.1:"), found
-import urllib.request, urllib.error
 try:
     urllib.request.urlopen(found.dashboard + "/api/jobs/", timeout=10)
 except urllib.error.HTTPError as error:
     print("without token", error.code)
-print("worker imports", ray.get(where.remote()))
+
+@ray.remote
+def where():
+    import kinema.pipelines.cluster
+    # what Ray itself asks for before it gives back the resources of a stopped trial
+    address = ray.get_runtime_context().gcs_address
+    return kinema.pipelines.cluster.__file__, len(list_nodes(address=address))
+
+print("worker imports %s and sees %d node" % ray.get(where.remote()))
 disconnect()
 """
-
-
 _UNSET = {"PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE"}
 
 
@@ -79,4 +83,5 @@ def test_own_cluster_is_local_authenticated_and_knows_the_package() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "without token 401" in done.stdout
-    assert f"worker imports {platform}/kinema/pipelines/cluster.py" in done.stdout
+    expected = f"worker imports {platform}/kinema/pipelines/cluster.py and sees 1 node"
+    assert expected in done.stdout

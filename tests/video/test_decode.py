@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
+from av.codec.context import Flags2
 
 from kinema.errors import VideoError
 from kinema.video import container, decode, timeline
@@ -70,6 +72,14 @@ def every_frame(path: Path) -> np.ndarray:
     """What a plain decoder gives, from first to last."""
     with av.open(str(path), metadata_errors="ignore") as file:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+def stored_vectors(path: Path, index: int) -> np.ndarray:
+    """The motion vectors of a frame as FFmpeg gives them."""
+    with av.open(str(path)) as file:
+        file.streams.video[0].codec_context.flags2 |= Flags2.export_mvs
+        frames = list(file.decode(video=0))
+        return frames[index].side_data.get("MOTION_VECTORS").to_ndarray().copy()
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +170,42 @@ def test_other_codecs_and_containers(tmp_path: Path, codec: str, suffix: str) ->
     assert [number(f) for f in decode.read_frames(str(path), [29, 7, 7])] == [29, 7, 7]
 
 
+def remux(source: Path, target: Path, edit: Callable[[av.Packet, int], av.Packet | None]) -> Path:
+    """Copy the packets of a video, each as `edit` of it and its number returns it."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(read.streams.video[0])
+        packets = [packet for packet in read.demux(video=0) if packet.size]
+        for count, packet in enumerate(packets):
+            edited = edit(packet, count)
+            if edited is not None:
+                edited.stream = stream
+                output.mux(edited)
+    return target
+
+
 def test_invisible_pictures_of_vp8_are_not_counted(tmp_path: Path) -> None:
-    options = {"auto-alt-ref": "1", "lag-in-frames": "16", "b": "300k", "deadline": "good"}
-    path = write(tmp_path / "v.webm", 60, "libvpx", options)
-    assert decode.probe(str(path)).num_frames == len(every_frame(path)) == 60
-    assert number(decode.read_frames(str(path), [55])[0]) == 55
+    def hide(packet: av.Packet, count: int) -> av.Packet:
+        if count not in (5, 31):
+            return packet
+        data = bytearray(bytes(packet))
+        data[0] &= ~0x10  # "show_frame" of the frame's tag
+        hidden = av.Packet(bytes(data))
+        hidden.pts, hidden.dts, hidden.time_base = packet.pts, packet.dts, packet.time_base
+        return hidden
+
+    path = write(tmp_path / "plain.webm", 60, "libvpx", {"b": "2000k"})
+    path = remux(path, tmp_path / "v.webm", hide)
+    assert decode.probe(str(path)).num_frames == len(every_frame(path)) == 58
+    assert number(decode.read_frames(str(path), [50])[0]) == 52
+
+
+def test_pictures_before_the_first_key_frame_do_not_count(tmp_path: Path) -> None:
+    path = write(tmp_path / "whole.mkv", 48, options={**LONG, "x264-params": "open-gop=1"})
+    path = remux(path, tmp_path / "v.mkv", lambda packet, count: packet if count >= 6 else None)
+    numbers = [number(frame) for frame in decode.read_frames(str(path))]
+    assert numbers[-1] == 47
+    assert numbers == list(range(numbers[0], 48))
+    assert decode.probe(str(path)).num_frames == len(numbers)
 
 
 def test_uneven_frame_times(tmp_path: Path) -> None:
@@ -178,16 +219,13 @@ def test_uneven_frame_times(tmp_path: Path) -> None:
 
 def test_frames_cut_by_an_edit_list_do_not_count(tmp_path: Path) -> None:
     source = write(tmp_path / "whole.mp4", 30, options={"g": "30", "bf": "0"})
-    path = tmp_path / "edited.mp4"
-    with av.open(str(source)) as read, av.open(str(path), "w") as output:
-        stream = output.add_stream_from_template(read.streams.video[0])
-        read_stream = read.streams.video[0]
-        shift = round(10 / 25 / read_stream.time_base)
-        for packet in read.demux(read_stream):
-            if packet.dts is not None:
-                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-                packet.stream = stream
-                output.mux(packet)
+
+    def earlier(packet: av.Packet, count: int) -> av.Packet:
+        shift = round(10 / 25 / packet.time_base)
+        packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+        return packet
+
+    path = remux(source, tmp_path / "edited.mp4", earlier)
     assert decode.probe(str(path)).num_frames == 20
     assert [number(f) for f in decode.read_frames(str(path), [0, 7, 19])] == [10, 17, 29]
 
@@ -205,8 +243,14 @@ def test_rotation_is_applied_to_frames_and_vectors(tmp_path: Path, rotation: int
     assert info.rotation == -rotation % 360
     _, vectors = decode.read_frames_and_vectors(str(path), [5])
     rows = vectors[0]
-    assert (rows["dst_x"] < info.width).all()
-    assert (rows["dst_y"] < info.height).all()
+    centres = np.stack([rows["dst_x"], rows["dst_y"]], 1) - [info.width / 2, info.height / 2]
+    turn = np.array([[0, -1], [1, 0]])  # anticlockwise, seen with y down: row vectors
+    stored = stored_vectors(path, 5)
+    from_centre = np.stack([stored["dst_x"], stored["dst_y"]], 1) - [32, 24]
+    np.testing.assert_allclose(centres, from_centre @ np.linalg.matrix_power(turn, rotation // 90))
+    side = ("w", "h") if rotation % 180 == 0 else ("h", "w")
+    np.testing.assert_array_equal(rows[side[0]], stored["w"])
+    np.testing.assert_array_equal(rows[side[1]], stored["h"])
     # The texture moves 1 px to the left, so each block points 1 px right to where it came from.
     motion = np.stack([rows["motion_x"], rows["motion_y"]], 1) / rows["motion_scale"][0]
     expected = {0: (1, 0), 90: (0, -1), 180: (-1, 0), 270: (0, 1)}[rotation]
@@ -292,6 +336,24 @@ def audio_only(path: Path) -> None:
         output.mux(stream.encode())
 
 
+def faststart(path: Path) -> bytes:
+    """Move the index of an mp4 before its frames; returns the new bytes."""
+    target = path.with_suffix(".fast.mp4")
+    with (
+        av.open(str(path)) as source,
+        av.open(str(target), "w", options={"movflags": "faststart"}) as output,
+    ):
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    target.rename(path)
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    return data
+
+
 def broken(path: Path, kind: str) -> None:
     if kind == "zero bytes":
         path.touch()
@@ -300,20 +362,13 @@ def broken(path: Path, kind: str) -> None:
     elif kind == "no index":
         write(path, 30)
         path.write_bytes(path.read_bytes()[:2000])
-    elif kind == "cut short":
-        write(path, 30, options={"movflags": "faststart"})
-        with (
-            av.open(str(path)) as source,
-            av.open(str(path) + ".f.mp4", "w", options={"movflags": "faststart"}) as output,
-        ):
-            stream = output.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    output.mux(packet)
-        data = Path(str(path) + ".f.mp4").read_bytes()
-        assert data.index(b"moov") < data.index(b"mdat")
-        path.write_bytes(data[: len(data) * 2 // 3])
+    elif kind.startswith("cut"):
+        write(path, 30, options={"bf": "0"})
+        data = faststart(path)
+        with av.open(str(path)) as file:
+            packet = [packet for packet in file.demux(video=0) if packet.size][20]
+            end = packet.pos + (packet.size if kind == "cut between frames" else packet.size // 2)
+        path.write_bytes(data[:end])
     elif kind == "audio only":
         audio_only(path)
     elif kind == "one frame":
@@ -327,7 +382,8 @@ def broken(path: Path, kind: str) -> None:
         ("zero bytes", r"is empty \(0 bytes\)"),
         ("text", "is damaged or not a video"),
         ("no index", "is damaged or not a video"),
-        ("cut short", "cut short"),
+        ("cut inside a frame", "is cut short or damaged at packet 21"),
+        ("cut between frames", "damaged|cut short"),
         ("audio only", "has no video stream"),
         ("one frame", "has 1 frame"),
     ],

@@ -91,14 +91,20 @@ def loopback_only() -> Iterator[None]:
     """Within it, a started cluster listens on 127.0.0.1 and nowhere else.
 
     Ray on Linux replaces a loopback address by the machine's own, and its servers then listen on
-    every interface. This constant is its switch for that; elsewhere it is off already.
+    every interface. This is its switch for that, as a constant here and as a variable for the
+    processes of the cluster; on other systems it is off already.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(variable)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        if before[1] is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before[1]
 
 
 def _connection(own: bool) -> Connection:

@@ -17,7 +17,7 @@ from av.codec.context import Flags2
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition
-from av.video.frame import PictureType, VideoFrame
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from kinema import storage
@@ -28,8 +28,6 @@ _TIMELESS_FORMATS = frozenset({"avi"})
 """Containers that store no presentation times: what FFmpeg reports for them is a guess."""
 
 _FPS_TOLERANCE = 0.01
-
-_PREDICTED = (PictureType.P, PictureType.B)
 
 
 class VideoFile:
@@ -263,13 +261,12 @@ class VideoFile:
         assert self._container is not None
         times = timeline.times[indices]
         key = int(np.searchsorted(timeline.key_times, times[0], side="right")) - 1
-        start = timeline.key_times[key]
-        before = times[:0] if times[0] == start else timeline.key_times[key : key + 1]
+        # The key frame itself must come out too: after a mere recovery point the first pictures are
+        # not whole yet, and FFmpeg holds them back.
+        start = timeline.key_times[key : key + 1]
         try:
             self._container.seek(int(timeline.key_seeks[key]), stream=self.stream)
-            for frame in frames_at(_frames(self._packets()), np.concatenate([before, times])):
-                if frame.pts == start and frame.pict_type in _PREDICTED:
-                    return  # a gradual refresh begins here: the picture is not whole yet
+            for frame in frames_at(_frames(self._packets()), np.union1d(start, times)):
                 if frame.pts >= times[0]:
                     yield frame
         except av.FFmpegError:

@@ -111,11 +111,20 @@ def draw(scene: Scene, num_frames: int) -> DrawnClip:
 
 
 def smooth_texture(
-    rng: np.random.Generator, corner: tuple[float, float], side: float, sigma: float
+    rng: np.random.Generator,
+    corner: tuple[float, float],
+    side: float,
+    sigma: float,
+    level: tuple[float, float] = (90, 165),
+    contrast: float = 1.0,
 ) -> Texture:
-    """Colour noise blurred with a Gaussian of `sigma` px, square of `side` px."""
+    """Colour noise blurred with a Gaussian of `sigma` px, square of `side` px.
+
+    Each channel's mean is drawn from the range `level`; a `contrast` of 1 is a deviation of 35.
+    """
     count = int(np.ceil(side))
-    pixels = _contrast(_noise(rng, count, sigma), mean=rng.uniform(90, 165, 3), deviation=35.0)
+    noise, mean = _noise(rng, count, sigma), rng.uniform(*level, 3)
+    pixels = _contrast(noise, mean, deviation=35.0 * contrast)
     return Texture(pixels, corner, 1)
 
 

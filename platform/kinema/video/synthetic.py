@@ -68,6 +68,12 @@ class SyntheticConfig(Config):
     background_sigma: tuple[float, float] = Field(
         (8, 14), description="blur of a smooth background, px"
     )
+    background_level: tuple[float, float] = Field(
+        (90, 165), description="range of a smooth background's mean; dark ones set objects off"
+    )
+    background_contrast: float = Field(
+        1.0, gt=0, le=3, description="contrast of a smooth background; 1 = a deviation of 35 of 255"
+    )
     object: Literal["plain", "texture"] = "plain"
     static_share: float = Field(
         0.0, ge=0, le=1, description="share of clips in which nothing moves; they have no label"
@@ -77,7 +83,7 @@ class SyntheticConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for name in ("object_size", "speed", "background_sigma"):
+        for name in ("object_size", "speed", "background_sigma", "background_level"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name}: {low}..{high} is no range above 0")
@@ -214,7 +220,10 @@ def _background(config: SyntheticConfig, rng: np.random.Generator) -> scene.Text
     side = widest + 2 * config.camera_pan * (config.num_frames - 1) + 4
     corner = ((config.size - side) / 2,) * 2
     if config.background == "smooth":
-        return scene.smooth_texture(rng, corner, side, rng.uniform(*config.background_sigma))
+        sigma = rng.uniform(*config.background_sigma)
+        return scene.smooth_texture(
+            rng, corner, side, sigma, config.background_level, config.background_contrast
+        )
     return scene.fine_texture(rng, corner, side)
 
 

@@ -1,0 +1,14 @@
+"""Surroundings of every test, set before anything imports Ray or MLflow: both read them once."""
+
+import os
+import sys
+from pathlib import Path
+
+# A developer's own cluster, server and storage are none of the tests' business.
+for name in ("KINEMA_STORAGE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+    os.environ.pop(name, None)
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# DeepSpeed looks for `ninja` on PATH, and an environment that is not activated is not there.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -1,0 +1,134 @@
+"""Kills: of a training worker, and of a sweep's driver. The same command then ends as if undisturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinema.config import load
+from kinema.experiment import Experiment, run_key
+from kinema.pipelines.prepare import prepare_manifest
+from kinema.trial import run_stages
+from kinema.video.manifest import Manifest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = [
+    "data.synthetic={num_train: 32, num_validation: 8, num_test: 8}",
+    "model={embed_dim: 16, depth: 1, num_heads: 2}",
+    "pretrain.decoder={embed_dim: 16, depth: 1, num_heads: 2}",
+    "pretrain.epochs=3",
+    "pretrain.checkpoint_every=1",
+    "pretrain.engine={global_batch_size: 16, micro_batch_size: 16}",
+    "finetune.epochs=3",
+    "finetune.checkpoint_every=1",
+    "finetune.engine={global_batch_size: 16, micro_batch_size: 16}",
+]
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+class SilentReporter:
+    """Runs in this process and saves nothing."""
+
+    resume = None
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Ignore metrics."""
+
+    def checkpoint(self, metrics: Mapping[str, float], save: Any) -> None:
+        """Ignore states."""
+
+
+def experiment(root: Path, *overrides: str) -> Experiment:
+    file = REPOSITORY / "experiments/demo/base.yaml"
+    settings = [*TINY, "motion=null", f"storage={root}", *overrides]
+    return load(Experiment, file, settings).resolved()
+
+
+def kill_worker_after(checkpoints: int, folder: Path, killed: list[int]) -> None:
+    """SIGKILL the training worker once `folder` holds that many checkpoints."""
+    import ray
+    from ray.util.state import list_actors
+
+    dashboard = f"http://{ray._private.worker.get_dashboard_url()}"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if len(list(folder.glob("checkpoint_*/meta.json"))) >= checkpoints:
+            alive = [("state", "=", "ALIVE")]
+            for actor in list_actors(address=dashboard, filters=alive, detail=True):
+                if "RayTrainWorker" in actor.class_name:
+                    os.kill(int(actor.pid), signal.SIGKILL)
+                    killed.append(int(actor.pid))
+                    return
+        time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.timeout(400)
+def test_killed_worker_changes_nothing(tmp_path: Path) -> None:
+    from kinema.pipelines.train import train
+
+    undisturbed = experiment(tmp_path / "undisturbed")
+    uri = prepare_manifest(undisturbed)
+    expected = run_stages(undisturbed, uri, SilentReporter())
+
+    disturbed = experiment(tmp_path / "disturbed")
+    digest = Manifest.read(uri).digest
+    folder = Path(disturbed.root) / "train" / run_key(disturbed, digest)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_worker_after, args=(2, folder, killed))
+    killer.start()
+    outcome = train(disturbed, uri, digest)
+    killer.join()
+    assert killed, "the run ended before it could be killed"
+    assert outcome["pretrain"] == expected["pretrain"]
+    assert outcome["metrics"] == expected["metrics"]
+
+
+@pytest.mark.timeout(600)
+def test_killed_sweep_goes_on(tmp_path: Path) -> None:
+    import mlflow
+
+    command = [
+        sys.executable,
+        "jobs/sweep_mask_ratio.py",
+        *TINY,
+        f"storage={tmp_path}",
+        "motion.flow={name: dis}",
+        "sweep.axes={mask.inside_ratio: [0.5, 1.0]}",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "platform")}
+    first = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("runs/*/result.json")) and time.monotonic() < deadline:
+            assert first.poll() is None, "the sweep ended before it could be killed"
+            time.sleep(0.2)
+    finally:
+        first.kill()
+        first.wait()
+    (done,) = tmp_path.glob("runs/*/result.json")
+    written = done.stat().st_mtime_ns
+    second = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "1 of 3 trials are done" in second.stdout
+    assert done.stat().st_mtime_ns == written
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 3
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (study,) = client.search_experiments(filter_string="name = 'demo-mask-ratio'")
+    runs = client.search_runs([study.experiment_id])
+    assert len(runs) == 4
+    assert {run.info.status for run in runs} == {"FINISHED"}
