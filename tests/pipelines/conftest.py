@@ -21,7 +21,7 @@ def cluster() -> Iterator[None]:
     import ray
 
     import kinema
-    from kinema.pipelines.cluster import loopback_only
+    from kinema.pipelines.cluster import start_local
 
     package = Path(str(kinema.__file__)).parent
     # sockets live in the folder, and a socket's path has at most 107 characters
@@ -38,15 +38,6 @@ def cluster() -> Iterator[None]:
         )
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        with loopback_only():
-            ray.init(
-                address="local",
-                num_cpus=NUM_CPUS,
-                object_store_memory=200 * 2**20,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                logging_level="WARNING",
-                _temp_dir=folder,
-            )
+        start_local(NUM_CPUS, object_store_memory=200 * 2**20, _temp_dir=folder)
         yield
         ray.shutdown()

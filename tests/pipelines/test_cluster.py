@@ -60,8 +60,7 @@ except urllib.error.HTTPError as error:
 def where():
     import kinema.pipelines.cluster
     # what Ray itself asks for before it gives back the resources of a stopped trial
-    address = ray.get_runtime_context().gcs_address
-    return kinema.pipelines.cluster.__file__, len(list_nodes(address=address))
+    return kinema.pipelines.cluster.__file__, len(list_nodes())
 
 print("worker imports %s and sees %d node" % ray.get(where.remote()))
 disconnect()
@@ -71,6 +70,7 @@ _UNSET = {"PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE"}
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")  # a second cluster on the machine
 def test_own_cluster_is_local_authenticated_and_knows_the_package() -> None:
     """Also where no variable is set and only the driver's `sys.path` leads to the package."""
     import kinema

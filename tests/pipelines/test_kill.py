@@ -1,4 +1,4 @@
-"""Kills: of a training worker, and of a sweep's driver. The same command then ends as if undisturbed."""
+"""SIGKILL of a training worker and of a sweep's driver; the run ends as if undisturbed."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,11 +14,17 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import _enable_token_auth
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from kinema.errors import ClusterError
 from kinema.pipelines.capacity import Bundle, concurrency, described, shortage, total
 
+TRIAL_DRIVER = "trial_driver"
+"""Resource that the processes which drive trials take, so that they take no share of a CPU."""
+
 _REACH_TIMEOUT_S = 5.0
+_PACKAGES = Path(__file__).absolute().parents[2]
+"""The folder that holds this package."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +61,16 @@ def connect(num_cpus: int | None = None) -> Connection:
     address = os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
         return _connection(own=address is None)
-    options: dict[str, Any] = {
-        "runtime_env": _code_for_workers(address),
-        "logging_level": "WARNING",
-    }
     if address is None:
-        with loopback_only():
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                **options,
-            )
+        start_local(num_cpus)
         return _connection(own=True)
     _check_reachable(address)
     try:
-        ray.init(address=address, **options)
+        ray.init(
+            address=address,
+            runtime_env=_runtime_env(address, own=False),
+            logging_level="WARNING",
+        )
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ClusterError(
             f"no connection to the Ray cluster at {address}: {error}\n"
@@ -86,25 +85,48 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-@contextmanager
-def loopback_only() -> Iterator[None]:
-    """Within it, a started cluster listens on 127.0.0.1 and nowhere else.
+def start_local(num_cpus: int | None = None, **options: Any) -> None:
+    """Start a cluster of this process that listens on 127.0.0.1 and nowhere else.
 
     Ray on Linux replaces a loopback address by the machine's own, and its servers then listen on
-    every interface. This is its switch for that, as a constant here and as a variable for the
-    processes of the cluster; on other systems it is off already.
+    every interface. There is a switch for that, a constant here and a variable for the processes of
+    the cluster; on other systems it is off already.
+
+    Args:
+        num_cpus: cores of the cluster; all by default.
+        options: further arguments of `ray.init`.
     """
-    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(variable)
-    ray_constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
+    port = _free_port()
+    switch = {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port),
+    }
+    before = ray_constants.ENABLE_RAY_CLUSTER, {name: os.environ.get(name) for name in switch}
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.update(switch)
     try:
-        yield
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            resources={TRIAL_DRIVER: 1000},
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            runtime_env=_runtime_env(f"127.0.0.1:{port}", own=True),
+            logging_level="WARNING",
+            **options,
+        )
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before[0]
-        if before[1] is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before[1]
+        for name, value in before[1].items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _connection(own: bool) -> Connection:
@@ -127,25 +149,35 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _code_for_workers(address: str | None) -> dict[str, Any]:
-    """Runtime environment that lets workers import this very package.
+def _runtime_env(address: str, own: bool) -> dict[str, Any]:
+    """What workers need: this very package, and their own cluster's address.
 
     A submitted job's own environment, an installation and an inherited `PYTHONPATH` need nothing. A
     driver outside the cluster ships its package, so that both run the same code.
+
+    Ray asks its state service before it gives back the resources of a stopped trial; with a second
+    cluster on the machine it does not find the service without the address.
     """
-    folder = Path(__file__).absolute().parents[2]
+    variables = {"RAY_ADDRESS": address}
+    given = _job_variables()
+    if not own and given is None:
+        return {"py_modules": [str(_PACKAGES / "kinema")], "env_vars": variables}
     entries = filter(None, _python_path().split(os.pathsep))
-    on_path = folder in {Path(entry).absolute() for entry in entries}
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if address is not None and not in_job:
-        return {"py_modules": [str(folder / "kinema")]}
-    if on_path or _is_installed():
-        return {}
-    if in_job and folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())  # the job's working directory, wherever it lands
-    return {
-        "env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), _python_path()]))}
-    }
+    if _PACKAGES not in {Path(entry).absolute() for entry in entries} and not _is_installed():
+        folder = _PACKAGES
+        if given is not None and folder.is_relative_to(Path.cwd()):
+            folder = folder.relative_to(Path.cwd())  # the job's working directory, on any node
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), _python_path()]))
+    return {"env_vars": {k: v for k, v in variables.items() if k not in (given or {})}}
+
+
+def _job_variables() -> dict[str, str] | None:
+    """Variables that a submitted job's runtime environment sets; None outside of one."""
+    text = os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR)
+    if text is None:
+        return None
+    variables: dict[str, str] = (json.loads(text).get("runtime_env") or {}).get("env_vars") or {}
+    return variables
 
 
 def _python_path() -> str:

@@ -1,4 +1,4 @@
-"""A Ray head on this machine that is ours alone: loopback, own ports, own token, ended by its pid."""
+"""A Ray head on this machine, ours alone: loopback, own ports and token, ended by its pid."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from ray.job_submission import JobSubmissionClient
 
 from kinema.errors import ClusterError
+from kinema.pipelines.cluster import TRIAL_DRIVER
 
 START_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 20.0
@@ -59,7 +60,7 @@ def local_cluster(
 
 
 def _start(folder: Path, num_cpus: int | None, working_dir: Path) -> LocalCluster:
-    # Every port is ours: with Ray's defaults a second Ray on this machine breaks the first one's jobs.
+    # Every port is ours: with Ray's defaults a second Ray here breaks the first one's jobs.
     port, dashboard, client, agent, agent_grpc, metrics = _free_ports(6)
     bin_folder = str(Path(sys.executable).parent)
     environment = {
@@ -69,7 +70,7 @@ def _start(folder: Path, num_cpus: int | None, working_dir: Path) -> LocalCluste
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        # Despite its name, off means on any system: listen on 127.0.0.1, not on the machine's address.
+        # Despite its name, off means on any system: listen on 127.0.0.1 and nowhere else.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
@@ -91,7 +92,7 @@ def _start(folder: Path, num_cpus: int | None, working_dir: Path) -> LocalCluste
         f"--metrics-export-port={metrics}",
         f"--ray-client-server-port={client}",
         f"--temp-dir={folder}",
-        f"--resources={json.dumps({'trial_driver': 1000})}",
+        f"--resources={json.dumps({TRIAL_DRIVER: 1000})}",
     ]
     if num_cpus is not None:
         command.append(f"--num-cpus={num_cpus}")

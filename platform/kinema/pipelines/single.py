@@ -1,4 +1,4 @@
-"""One experiment from data to tracked result: what `jobs/pretrain.py` and `jobs/finetune.py` run."""
+"""One experiment from data to tracked result: what the jobs `pretrain` and `finetune` run."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from kinema.figures.sweep import save_sweep, terminal_table
 from kinema.pipelines.prepare import Prepared
 from kinema.pipelines.tracker import RemoteTracker, StudyTracker, start_tracker
 from kinema.pipelines.tuning import Trial
+from kinema.tracking import Status
 
 
 def begin(
@@ -120,7 +121,7 @@ class Study:
         }
 
     def publish(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show the table, keep table and figure in the storage and in the parent run, and end it."""
+        """Show the table, keep it with the figure in storage and parent run, and end that run."""
         print(terminal_table(rows, list(self.experiment.sweep.axes)), flush=True)
         with tempfile.TemporaryDirectory() as folder:
             for file in save_sweep(rows, list(self.experiment.sweep.axes), Path(folder)):
@@ -138,6 +139,7 @@ class Study:
 
     def abandon(self, error: BaseException) -> None:
         """End what is still open: the sweep could not go on."""
-        status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        status: Status = "KILLED" if killed else "FAILED"
         for run in [*self._runs.values(), self.parent]:
             run.finish(status, f"{type(error).__name__}: {error}")

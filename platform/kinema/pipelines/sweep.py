@@ -1,8 +1,8 @@
 """A sweep from settings to table and figure.
 
-The table of trials is our own: a trial is what its run key names, and it is done when its result lies
-in the storage. Submitting a sweep again skips what is done, continues what was interrupted, retries
-what failed and adds what is new.
+The table of trials is our own: a trial is what its run key names, and it is done when its result
+lies in the storage. Submitting a sweep again skips what is done, continues what was interrupted,
+retries what failed and adds what is new.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import tempfile
@@ -66,7 +67,8 @@ class RayReporter:
 
 
 def _train_worker(payload: dict[str, Any]) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ray tells of every report and checkpoint; the journal and MLflow have that already.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     experiment = Experiment.model_validate(payload["experiment"])
     with RayReporter.open(payload["tracker"]) as reporter:
         run_stages(experiment, payload["manifest"], reporter)
@@ -100,6 +102,7 @@ def train(
     if done is not None:
         return done
     key = run_key(experiment, manifest_digest)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # which prints every line twice
     require(bundles(experiment), f"training run {key}")
     path = storage.join(experiment.root, "train")
     repair_snapshot(storage.join(path, key))
@@ -116,14 +119,14 @@ def train(
             use_gpu=experiment.compute.use_gpu,
             resources_per_worker=bundles(experiment)[0],
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as V1's; V2 is what runs
             name=key,
             storage_path=path,
             failure_config=ray.train.FailureConfig(max_failures=experiment.compute.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=max(stage.keep_checkpoints for stage in stages)
             ),
-            callbacks=list(callbacks),
+            callbacks=list(callbacks),  # type: ignore[arg-type]
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -149,8 +152,8 @@ def _reason(error: Exception) -> str:
 def repair_snapshot(run_uri: str) -> None:
     """Rebuild Ray Train's own record of a run when a kill left it damaged.
 
-    Ray writes the record in place, so that a kill can cut it short; every later start would then fail
-    although the checkpoints are intact. Checkpoints that are not complete are left out.
+    Ray writes the record in place, so that a kill can cut it short; every later start would then
+    fail although the checkpoints are intact. Checkpoints that are not complete are left out.
     """
     uri = storage.join(run_uri, SNAPSHOT_FILE)
     if not storage.exists(uri) or _is_intact(run_uri, uri):

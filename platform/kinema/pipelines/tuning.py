@@ -1,4 +1,4 @@
-"""Runs side by side through Ray Tune: as many at a time as the cluster holds, one line per event."""
+"""Runs side by side through Ray Tune: as many as the cluster holds, one line per event."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler
 from kinema import storage
 from kinema.errors import KinemaError
 from kinema.experiment import Experiment, SweepExperiment
-from kinema.pipelines.cluster import max_concurrent_trials, require
+from kinema.pipelines.cluster import TRIAL_DRIVER, max_concurrent_trials, require
 from kinema.pipelines.prepare import Prepared
 from kinema.pipelines.tracker import RemoteTracker
 from kinema.pipelines.train import bundles, train
@@ -60,7 +60,7 @@ def run_trials(
             prepared.manifest_uri,
             prepared.manifest.digest,
             trackers[item.name],
-            [_FinetuneReports()],
+            [_FinetuneReports()],  # type: ignore[no-untyped-call]
         )
 
     # Tune's old console is silent at verbose=0, its new one is not; `_Progress` says what matters.
@@ -86,10 +86,10 @@ def run_trials(
 def driver_resources() -> dict[str, float]:
     """What a trial's own process takes: next to nothing, but Tune refuses nothing at all.
 
-    A cluster that declares the resource `trial_driver` keeps its CPUs whole for the workers.
+    A cluster that declares the resource `TRIAL_DRIVER` keeps its CPUs whole for the workers.
     """
-    if "trial_driver" in ray.cluster_resources():
-        return {"trial_driver": 0.01}
+    if TRIAL_DRIVER in ray.cluster_resources():
+        return {TRIAL_DRIVER: 0.01}
     return {"CPU": 0.01}
 
 
