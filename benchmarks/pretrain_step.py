@@ -1,6 +1,6 @@
 """Clips per second of one pretraining step, and where the time goes.
 
-    python benchmarks/pretrain_step.py                    # ViT-B, 224x224, 16 frames, on what there is
+    python benchmarks/pretrain_step.py                        # ViT-B, 224x224, 16 frames
     python benchmarks/pretrain_step.py --batch 2 --steps 3          # a CPU's share
 
 The peer is Hugging Face's VideoMAEForPreTraining at the same size, batch and precision in the same

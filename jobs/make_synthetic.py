@@ -1,4 +1,4 @@
-"""Make the known-answer set: clips whose classes are defined by motion alone, with the truth beside.
+"""Make the known-answer set: clips whose classes differ by motion alone, the truth beside them.
 
 python jobs/make_synthetic.py
 python jobs/make_synthetic.py experiments/demo/base.yaml data.synthetic.size=128

@@ -115,7 +115,9 @@ def test_field_of_a_linear_motion_is_the_same_motion_seen_through_the_transform(
     margin = np.abs(transform.matrix[:2, :2]).sum(axis=1)
     seen = np.stack([x, y], axis=-1)
     known &= ((seen > margin) & (seen < np.array(transform.size[::-1]) - margin)).all(axis=-1)
-    np.testing.assert_allclose(moved[known], expected[known], atol=0.02)
+    # OpenCV samples on a grid of 1/32 px; an error there grows with the transform's zoom.
+    zoom = np.linalg.norm(transform.matrix[:2, :2], 2)
+    np.testing.assert_allclose(moved[known], expected[known], atol=0.02 * max(1.0, zoom))
 
 
 @given(st.data())

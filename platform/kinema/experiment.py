@@ -1,6 +1,6 @@
 """The knobs of a whole run: one YAML file names data, motion, mask, target, head and recipe.
 
-A method is a mask, a target and a head; an experiment adds data and recipe; a sweep varies any of it.
+A method is a mask, a target and a head; an experiment adds data and recipe; a sweep varies any.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class DataConfig(Config):
     reduce: Reduce = Field("clip", description="how per-frame motion boxes become a clip's box")
     selection: Literal["holdout", "official"] = Field(
         "holdout",
-        description="choose the best epoch on a held-out tenth of the training clips where there is "
-        "no validation split, or (the papers' way) on the split that is also tested",
+        description="choose the best epoch on a held-out tenth of the training clips where there "
+        "is no validation split, or (the papers' way) on the split that is also tested",
     )
 
 
@@ -68,7 +68,7 @@ class SchedulerConfig(Config):
 
 
 class SweepConfig(Config):
-    """Which settings a sweep varies. `axes` maps dotted keys to values, in the order of the table."""
+    """Which settings a sweep varies. `axes` maps dotted keys to values, in the table's order."""
 
     axes: dict[str, list[Any]] = Field(min_length=1)
     skip: list[dict[str, Any]] = Field(

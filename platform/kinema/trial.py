@@ -42,8 +42,8 @@ class Splits:
 def split(experiment: Experiment, manifest: Manifest) -> Splits:
     """Which clips train, choose the best epoch, and test.
 
-    With a validation and a test split each serves its name. With only one of them it is the one that
-    is tested; the best epoch is then chosen on a held-out tenth of the training clips
+    With a validation and a test split each serves its name. With only one of them it is the one
+    that is tested; the best epoch is then chosen on a held-out tenth of the training clips
     (`data.selection: holdout`) or, as the papers do, on the tested split itself (`official`).
 
     Raises:
@@ -90,8 +90,8 @@ def result(experiment: Experiment, manifest_digest: str) -> dict[str, Any] | Non
 def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) -> dict[str, Any]:
     """Do what is still to do of an experiment; returns its result and writes it to `run_uri`.
 
-    Collective: called by every rank of the process group. A finished pretraining is found by its key
-    and not repeated, whichever run it was made by.
+    Collective: called by every rank of the process group. A finished pretraining is found by its
+    key and not repeated, whichever run it was made by.
     """
     started = time.time()
     manifest = Manifest.read(manifest_uri)

@@ -67,7 +67,8 @@ def davis(real_data: Path) -> list[AnnotatedVideo]:
 def _union(labels: list[dict[str, dict[str, float]]]) -> list[float]:
     if not labels:
         return [np.nan] * 4
-    corners = np.array([[label["box2d"][key] for key in ("x1", "y1", "x2", "y2")] for label in labels])
+    edges = ("x1", "y1", "x2", "y2")
+    corners = np.array([[label["box2d"][edge] for edge in edges] for label in labels])
     return [*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0)]
 
 

@@ -38,7 +38,8 @@ def test_a_clip_spans_the_pairs_from_its_first_to_its_last_frame() -> None:
 def test_reductions() -> None:
     indices = np.array([2, 3, 4, 5])
     boxes = sliding(15)
-    by_name = {r: clip_motion(boxes, indices, IDENTITY, 2, r).box for r in ("clip", "video", "median")}
+    rules = ("clip", "video", "median")
+    by_name = {rule: clip_motion(boxes, indices, IDENTITY, 2, rule).box for rule in rules}
     assert by_name["clip"].tolist() == [20, 10, 50, 20]
     assert by_name["video"].tolist() == [0, 10, 150, 20]
     assert by_name["median"].tolist() == [30, 10, 40, 20]
@@ -91,7 +92,7 @@ def test_boxes_follow_crop_resize_and_flip() -> None:
     st.lists(
         st.one_of(
             st.none(),
-            st.tuples(st.integers(0, 150), st.integers(0, 60), st.integers(5, 50), st.integers(5, 40)),
+            st.tuples(*(st.integers(*r) for r in ((0, 150), (0, 60), (5, 50), (5, 40)))),
         ),
         min_size=4,
         max_size=12,
@@ -101,7 +102,8 @@ def test_boxes_follow_crop_resize_and_flip() -> None:
     st.sampled_from([1, 2, 4]),
 )
 def test_the_clips_box_holds_every_slots_box(shapes, start, stride, tubelet_size) -> None:
-    boxes = video([NOTHING if s is None else [s[0], s[1], s[0] + s[2], s[1] + s[3]] for s in shapes])
+    corners = [s and [s[0], s[1], s[0] + s[2], s[1] + s[3]] for s in shapes]
+    boxes = video([NOTHING if box is None else box for box in corners])
     indices = np.minimum(start + stride * np.arange(8), len(shapes))
     motion = clip_motion(boxes, indices, Transform.identity(SIZE).hflip(), tubelet_size)
     assert not np.isnan(motion.box).any()

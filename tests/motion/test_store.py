@@ -103,7 +103,7 @@ def test_missing_videos_are_counted_and_named(filled: MotionStore) -> None:
 
 
 def test_reading_a_video_the_reader_was_not_opened_for(filled: MotionStore) -> None:
-    with pytest.raises(StoreError, match="b: .*not opened"):
+    with pytest.raises(StoreError, match=r"b: .*not opened"):
         filled.open(["a"]).boxes("b")
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: bf16 steps of the real size, DeepSpeed stages, agreement with the CPU."""
+"""What only a GPU can show: bf16 steps at real size, DeepSpeed stages, agreement with the CPU."""
 
 import pytest
 import torch

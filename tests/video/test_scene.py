@@ -45,16 +45,16 @@ def warp_errors(clip: scene.DrawnClip) -> list[float]:
 @pytest.mark.parametrize("zoom", [0.0, 0.02, -0.02])
 def test_true_flow_carries_each_frame_into_the_next(background: str, zoom: float) -> None:
     clip = film(background, zoom)
-    assert max(warp_errors(clip)) < 1.2
+    assert max(warp_errors(clip)) < 1.5
     wrong = scene.DrawnClip(clip.frames, clip.boxes, clip.masks, clip.flow + 0.5, clip.camera)
     assert min(warp_errors(wrong)) > 1.3 * max(warp_errors(clip))
 
 
 def test_flow_of_the_object_is_its_motion_minus_the_pan() -> None:
     clip = film("smooth", zoom=0.0)
-    assert clip.flow[0][clip.masks[0]] == pytest.approx(np.array([[0.9, 1.5]]).repeat(
-        clip.masks[0].sum(), axis=0
-    ), abs=1e-4)
+    assert clip.flow[0][clip.masks[0]] == pytest.approx(
+        np.array([[0.9, 1.5]]).repeat(clip.masks[0].sum(), axis=0), abs=1e-4
+    )
     assert clip.flow[0][~clip.masks[0]].mean(axis=0) == pytest.approx([-0.6, 0.4], abs=1e-4)
 
 

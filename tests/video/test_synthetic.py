@@ -103,7 +103,7 @@ def test_other_settings_in_the_same_folder_are_named(made) -> None:
 
 
 def test_the_first_frame_does_not_depend_on_the_class() -> None:
-    cfg = SyntheticConfig(camera_zoom=0.01)
+    cfg = SyntheticConfig(camera_zoom=0.01, speed=(0.8, 2.0))
     for clip_id in ("a", "b", "c"):
         clips = [draw_clip(cfg, clip_id, motion) for motion in MOTIONS]
         firsts = [clip.frames[0] for clip in clips]

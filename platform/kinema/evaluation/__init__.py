@@ -1,1 +1,1 @@
-"""Evaluation one can trust: every test video once, coverage reported, intervals with every number."""
+"""Evaluation one can trust: every test video once, coverage reported, intervals everywhere."""

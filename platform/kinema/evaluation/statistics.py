@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from kinema.randomness import keyed_rng
@@ -24,17 +25,15 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap_interval(
-    values: NDArray[np.floating], seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Mean of per-video `values` with its percentile bootstrap interval over videos.
+def bootstrap_interval(per_video: npt.ArrayLike, seed: int = 0, level: float = 0.95) -> Interval:
+    """Mean of `per_video` values with its percentile bootstrap interval over videos.
 
     Raises:
         ValueError: no values.
     """
+    values = np.asarray(per_video, dtype=np.float64)
     if not len(values):
         raise ValueError("no values to average")
-    values = np.asarray(values, dtype=np.float64)
     rng = keyed_rng(seed, "bootstrap", len(values))
     means = np.empty(BOOTSTRAP_SAMPLES)
     chunk = max(1, 4_000_000 // len(values))

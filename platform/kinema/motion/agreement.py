@@ -72,7 +72,7 @@ def mean_iou(boxes: Boxes, annotated: Boxes) -> float:
 
 def compare(videos: Sequence[VideoBoxes]) -> list[Agreement]:
     """One row per video, then their mean."""
-    rows = [_compare_one(video, [other for other in videos if other is not video]) for video in videos]
+    rows = [_compare_one(video, [v for v in videos if v is not video]) for video in videos]
     return [*rows, _mean_row(rows)]
 
 
@@ -98,7 +98,7 @@ def _mean_row(rows: Sequence[Agreement]) -> Agreement:
 
 
 def centred_boxes(boxes: Boxes, size: tuple[int, int]) -> Boxes:
-    """Centred boxes of the frame's shape with the areas of `boxes` (F, 4), empty where there is none."""
+    """Centred boxes of the frame's shape with the areas of `boxes` (F, 4); empty for no box."""
     height, width = size
     share = np.sqrt(geometry.area(boxes) / (height * width))[:, None]
     half = share * np.array([width / 2, height / 2])
@@ -112,7 +112,8 @@ def borrowed_boxes(lender: VideoBoxes, borrower: VideoBoxes) -> Boxes:
     rows = np.rint(np.linspace(0, len(lender.found) - 1, count)).astype(np.int64)
     height, width = borrower.size
     lender_height, lender_width = lender.size
-    return lender.found[rows] * np.array([width / lender_width, height / lender_height] * 2)
+    scale = np.array([width / lender_width, height / lender_height] * 2)
+    return np.asarray(lender.found[rows] * scale)
 
 
 def format_table(rows: Sequence[Agreement]) -> str:

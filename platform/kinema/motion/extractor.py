@@ -47,7 +47,9 @@ class MotionConfig(RegionConfig):
     @model_validator(mode="after")
     def _vectors_are_consecutive(self) -> Self:
         if isinstance(self.flow, CodecVectors) and self.step != 1:
-            raise ValueError(f"flow vectors go from frame to frame: step must be 1, not {self.step}")
+            raise ValueError(
+                f"flow vectors link neighbouring frames: step must be 1, not {self.step}"
+            )
         return self
 
 
@@ -141,7 +143,7 @@ class _Greys:
             self.count = index + 1
             size = frame.shape[:2]
             if self._source is None:
-                scale = _reduction(*size, self._cfg)
+                scale = _reduction(size[0], size[1], self._cfg)
                 self._source = size
                 self._reduced = round(size[0] * scale), round(size[1] * scale)
             elif size != self._source:

@@ -103,8 +103,8 @@ def motion_map(
         down = cv2.filter2D(flow, -1, PREWITT.T, borderType=cv2.BORDER_REPLICATE)
     squared = right * right + down * down
     if magnitude == "joint":
-        return np.sqrt(squared.sum(axis=2))
-    return np.sqrt(squared).mean(axis=2)
+        return np.asarray(np.sqrt(squared.sum(axis=2)))
+    return np.asarray(np.sqrt(squared).mean(axis=2))
 
 
 def smooth(motion: Map, sigma: float) -> Map:
@@ -122,7 +122,7 @@ def peak_step(smoothed: Map, sigma: float) -> float:
     ridge of height d / (s sqrt(2 pi)).
     """
     pixels = sigma * min(smoothed.shape)
-    return float(smoothed.max()) * pixels * math.sqrt(2 * math.pi)
+    return float(smoothed.max() * pixels * math.sqrt(2 * math.pi))
 
 
 def find_box(motion: Map, cfg: RegionConfig) -> npt.NDArray[np.float32]:

@@ -1,8 +1,8 @@
 """The motion store: the boxes of many videos as Parquet files beside their parameters.
 
-Layout: `<root>/motion/<fingerprint>/{store.json, part-*.parquet, failures.parquet}`. The fingerprint
-covers the parameters, the extractor's version and the schema's, so boxes made in different ways
-never meet in one folder. Each file appears whole or not at all.
+Layout: `<root>/motion/<fingerprint>/{store.json, part-*.parquet, failures.parquet}`. The
+fingerprint covers the parameters, the extractor's version and the schema's, so boxes made in
+different ways never meet in one folder. Each file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def to_table(rows: Sequence[MotionRow], cfg: MotionConfig) -> pa.Table:
 
 
 def _record(row: MotionRow, cfg: MotionConfig) -> dict[str, Any]:
-    still = np.isnan(row.boxes.boxes).any(axis=1)
-    boxes = zip(row.boxes.boxes.tolist(), still.tolist(), strict=True)
+    still = np.asarray(np.isnan(row.boxes.boxes).any(axis=1)).tolist()
+    boxes = zip(row.boxes.boxes.tolist(), still, strict=True)
     return {
         "id": row.id,
         "video_digest": row.video_digest,
@@ -268,7 +268,8 @@ def _read_description(uri: str) -> dict[str, Any]:
     try:
         description = storage.read_json(uri)
     except (StorageError, ValueError) as error:
-        raise StoreError(f"{uri}: damaged ({error}); remove the folder and run {COMMAND}") from error
+        why = f"{uri}: damaged ({error}); remove the folder and run {COMMAND}"
+        raise StoreError(why) from error
     if not isinstance(description, dict):
         raise StoreError(f"{uri}: damaged (not a mapping); remove the folder and run {COMMAND}")
     return description

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def connect(num_cpus: int | None = None) -> Connection:
         ray.init(
             address=address,
             runtime_env=_runtime_env(address, own=False),
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
         )
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ClusterError(
@@ -112,7 +113,7 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             runtime_env=_runtime_env(f"127.0.0.1:{port}", own=True),
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
             **options,
         )
     finally:

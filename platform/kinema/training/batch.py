@@ -25,9 +25,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Sample:
     """One clip as the dataset gives it, before batching.
 
-    `key` names the draw (video, epoch, repetition) or, in evaluation, the video;
-    `clip` uint8 (3, T, H, W); `mask` bool (tokens,), True = hidden, or None; `inner` bool (tokens,),
-    True = the token overlaps the motion box of its slot, or None; `label` -1 when unknown.
+    `key` names the draw (video, epoch, repetition) or, in evaluation, the video; `clip` uint8
+    (3, T, H, W); `mask` bool (tokens,), True = hidden, or None; `inner` bool (tokens,), True = the
+    token overlaps the motion box of its slot, or None; `label` -1 when unknown.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Stacked samples. `statistics` holds one float32 (B,) per name, NaN where it does not apply."""
+    """Stacked samples. `statistics` holds a float32 (B,) per name, NaN where it does not apply."""
 
     keys: tuple[str, ...]
     clip: Tensor
@@ -103,9 +103,10 @@ class ErasingConfig(Config):
 
 
 def random_erase(clip: np.ndarray, config: ErasingConfig, rng: np.random.Generator) -> np.ndarray:
-    """Overwrite one random rectangle of a uint8 (3, T, H, W) clip, in all frames, with normal noise.
+    """Overwrite one random rectangle of a uint8 (3, T, H, W) clip, in all frames, with noise.
 
-    The noise has the mean and deviation of the normalisation, as if drawn after it, cut to [0, 255].
+    The noise is normal with the mean and deviation of the normalisation, as if drawn after it, cut
+    to [0, 255].
     """
     if rng.random() >= config.probability:
         return clip
@@ -129,7 +130,7 @@ def random_erase(clip: np.ndarray, config: ErasingConfig, rng: np.random.Generat
 
 
 class MixingConfig(Config):
-    """Mixup and cutmix between neighbours of a batch (VideoMAE: 0.8, 1.0, always, evenly switched)."""
+    """Mixup and cutmix between neighbours of a batch (VideoMAE: 0.8, 1.0; always one of them)."""
 
     mixup: NonNegativeFloat = Field(0.8, description="Beta parameter of mixup; 0 = off")
     cutmix: NonNegativeFloat = Field(1.0, description="Beta parameter of cutmix; 0 = off")

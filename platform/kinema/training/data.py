@@ -93,8 +93,9 @@ class StepOrder:
 class MicroBatches(Sampler[list[SampleKey]]):
     """This rank's micro-batches of steps [start, stop), in order.
 
-    A rank takes a contiguous share of each step, so neighbours (the partners of mixup) stay together
-    at every world size. With `num_draws` > 1 each micro-batch repeats its clips, draw after draw.
+    A rank takes a contiguous share of each step, so neighbours (the partners of mixup) stay
+    together at every world size. With `num_draws` > 1 each micro-batch repeats its clips, draw
+    after draw.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class ClipSource:
         return clip_motion(boxes, indices, transform, self.model.tubelet_size, self.reduce)
 
     def inner_tokens(self, motion: ClipMotion | None) -> NDArray[np.bool_] | None:
-        """(tokens,) True where a token overlaps the motion box of its slot (METHODS of MOFO, 3.3)."""
+        """(tokens,) True where a token overlaps the motion box of its slot (MOFO, section 3.3)."""
         if motion is None:
             return None
         return inside_positions(self.grid, motion.boxes, self.output_size).reshape(-1)

@@ -176,7 +176,7 @@ class Engine:
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
-        """Write this rank's part of the training state into its own `folder`, and `meta` beside it."""
+        """Write this rank's part of the training state, and `meta`, into a `folder` of its own."""
         self._engine.save_checkpoint(str(folder), tag=STATE_TAG)
         if self.rank == 0:
             record = {**meta, "world_size": self.world_size, "zero_stage": self.config.zero_stage}
@@ -258,7 +258,8 @@ def ensure_process_group() -> None:
     """Join a group of one when nothing (Ray Train, torchrun) has made a process group."""
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
         # DeepSpeed reads these even when the group exists already.
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
             os.environ.setdefault(name, value)

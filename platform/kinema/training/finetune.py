@@ -121,7 +121,7 @@ def finetune(
     output_uri: str,
     reporter: Reporter,
 ) -> Classifier:
-    """Train a classifier, choosing the best epoch on `validation`; returns it with the best weights.
+    """Train a classifier, choosing the best epoch on `validation`; returns it at its best.
 
     Collective. The best weights also lie in `<output_uri>/best.safetensors`.
     """
@@ -208,8 +208,8 @@ def _check(task: FinetuneTask, train: ClipSource) -> None:
     problems = []
     if task.config.mixing.active and task.config.engine.micro_batch_size % 2:
         problems.append(
-            f"engine.micro_batch_size {task.config.engine.micro_batch_size} is odd; mixup and cutmix mix "
-            "pairs: make it even or set finetune.mixing.probability=0"
+            f"engine.micro_batch_size {task.config.engine.micro_batch_size} is odd; mixup and "
+            "cutmix mix pairs: make it even or set finetune.mixing.probability=0"
         )
     if task.head.needs and train.motion is None:
         problems.append(f"head.name={task.head.name} needs a motion store")

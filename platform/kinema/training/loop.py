@@ -1,7 +1,7 @@
 """The one training loop: steps, logging, checkpoints, exact resume.
 
-The loop knows no Ray and no MLflow; it is given a `Reporter`. One epoch of a resumed run continues at
-the very step after the checkpoint, with the same clips and masks.
+The loop knows no Ray and no MLflow; it is given a `Reporter`. A resumed run continues at the very
+step after the checkpoint, with the same clips and masks.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ EpochEnd = Callable[[int, int], tuple[Mapping[str, float], bool]]
 class Stage:
     """One stage of a run: its name prefixes metrics and its state tells where to resume.
 
-    `state` is a plain JSON-able dict that `after_epoch` may change; it travels with checkpoints. Its
-    entry `last_epoch` holds the means of the newest complete epoch.
+    `state` is a plain JSON-able dict that `after_epoch` may change; it travels with checkpoints.
+    Its entry `last_epoch` holds the means of the newest complete epoch.
     """
 
     name: str
@@ -236,6 +236,6 @@ def _stop_on_non_finite(stage: Stage, step: int, batches: list[Batch], start: in
     uri = storage.join(stage.failures_uri, f"{stage.name}-step{step}-rank{stage.engine.rank}.pt")
     storage.write_bytes(uri, buffer.getvalue())
     raise NonFiniteLossError(
-        f"{stage.name}: the loss is not finite at step {step} (this attempt began at step {start}); "
-        f"the batch is kept in {uri}. Lower the learning rate, set optim.clip_grad, or use bf16."
+        f"{stage.name}: the loss is not finite at step {step} (this attempt began at {start}); the "
+        f"batch is kept in {uri}. Lower the learning rate, set optim.clip_grad, or use bf16."
     )

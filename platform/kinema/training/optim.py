@@ -63,7 +63,7 @@ def schedule(
 
 
 def layer_index(name: str, depth: int) -> int:
-    """Depth of parameter `name`: 0 = patch embedding, k + 1 = encoder block k, depth + 1 = the rest."""
+    """Depth of parameter `name`: 0 = patch embedding, k + 1 = block k, depth + 1 = the rest."""
     if re.search(r"(^|\.)patch_embed\.", name):
         return 0
     block = re.search(r"(^|\.)encoder\.blocks\.(\d+)\.", name)
@@ -75,8 +75,8 @@ def parameter_groups(
 ) -> tuple[list[dict[str, object]], list[float]]:
     """Parameter groups for AdamW and, in the same order, each group's factor on the learning rate.
 
-    Biases, norms and mask tokens are not decayed. With layer decay d and depth D the patch embedding
-    gets d^(D+1), block k d^(D-k), everything after the encoder 1.
+    Biases, norms and mask tokens are not decayed. With layer decay d and depth D the patch
+    embedding gets d^(D+1), block k d^(D-k), everything after the encoder 1.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -21,7 +21,8 @@ from kinema.training.engine import gather_objects, world
 class Predictions:
     """Logits (videos, views, classes) float32 of the readable videos, and who could not be read.
 
-    `index` (videos,) points into the data set's entries; `failures` maps an entry's index to a reason.
+    `index` (videos,) points into the data set's entries; `failures` maps an entry's index to the
+    reason.
     """
 
     index: NDArray[np.int64]
@@ -38,8 +39,8 @@ def top_k_hits(
     A class that ties with the label counts as better, so constant scores score no luck.
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    better = (scores >= own).sum(axis=1) - 1
-    return better < k
+    better: NDArray[np.int64] = (scores >= own).sum(axis=1) - 1
+    return np.asarray(better < k)
 
 
 class _Shards(Sampler[list[SampleKey]]):

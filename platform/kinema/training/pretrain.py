@@ -61,8 +61,8 @@ class PretrainTask:
 def pretrain(task: PretrainTask, source: ClipSource, output_uri: str, reporter: Reporter) -> None:
     """Train a masked autoencoder and write its encoder to `<output_uri>/encoder.safetensors`.
 
-    Collective: every rank calls it. The encoder file appears only when the stage is complete, so its
-    presence is what tells a later run to skip the stage.
+    Collective: every rank calls it. The encoder file appears only when the stage is complete, so
+    its presence is what tells a later run to skip the stage.
     """
     config = task.config
     if task.mask.needs and source.motion is None:

@@ -24,7 +24,7 @@ TEXTURE_RESOLUTION = 2
 
 @dataclass(frozen=True)
 class Texture:
-    """A picture in the plane: `pixels` (h, w, 3) float32 from `corner` (x, y), `resolution` per px."""
+    """A picture in the plane: `pixels` (h, w, 3) float32 from `corner`, `resolution` per px."""
 
     pixels: Image
     corner: tuple[float, float]
@@ -66,7 +66,7 @@ class Disc:
 
     def centre_at(self, frame: int) -> Floats:
         """World coordinates (2,) of the centre."""
-        return np.array(self.centre) + np.array(self.velocity) * frame
+        return np.asarray(np.array(self.centre) + np.array(self.velocity) * frame)
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def fine_texture(rng: np.random.Generator, corner: tuple[float, float], side: fl
     """Colour noise with detail at every scale of `TEXTURE_SIGMAS`, square of `side` px."""
     count = int(np.ceil(side)) * TEXTURE_RESOLUTION
     layers = [_noise(rng, count, sigma * TEXTURE_RESOLUTION) for sigma in TEXTURE_SIGMAS]
-    mean = rng.uniform(70, 185, 3)
-    return Texture(_contrast(sum(layers, np.float32(0)), mean, 40.0), corner, TEXTURE_RESOLUTION)
+    pixels = _contrast(np.sum(layers, axis=0), mean=rng.uniform(70, 185, 3), deviation=40.0)
+    return Texture(pixels, corner, TEXTURE_RESOLUTION)
 
 
 def plain_texture(
@@ -210,4 +210,4 @@ def _flow(scene: Scene, frame: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[
     moved = _to_world(scene, frame) + np.where(mask[..., None], scene.discs[-1].velocity, 0.0)
     following = scene.camera.matrix(frame + 1)
     seen = (moved - following[:2, 2]) / following[0, 0]
-    return (seen - _pixel_centres(scene.camera.size)).astype(np.float32)
+    return np.asarray(seen - _pixel_centres(scene.camera.size), dtype=np.float32)

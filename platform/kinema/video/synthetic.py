@@ -177,7 +177,7 @@ def draw_clip(config: SyntheticConfig, clip_id: str, motion: str) -> scene.Drawn
 
 def _scales(config: SyntheticConfig, zoom: float) -> npt.NDArray[np.float64]:
     """World px per frame px of every frame."""
-    return np.exp(-zoom * np.arange(config.num_frames))
+    return np.asarray(np.exp(-zoom * np.arange(config.num_frames)))
 
 
 def _fastest(config: SyntheticConfig, radius: float, pan: float, zoom: float) -> float:
@@ -206,7 +206,7 @@ def _room(
     """
     frames = np.arange(config.num_frames)[:, None]
     reach = (config.size / 2 * _scales(config, zoom) - radius)[:, None]
-    return np.maximum((reach - (speed + np.abs(pan)) * frames).min(axis=0), 0.0)
+    return np.asarray(np.maximum((reach - (speed + np.abs(pan)) * frames).min(axis=0), 0.0))
 
 
 def _direction(rng: np.random.Generator) -> npt.NDArray[np.float64]:
