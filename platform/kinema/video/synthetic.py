@@ -19,6 +19,7 @@ from fractions import Fraction
 from typing import Any, Literal, Self
 
 import av
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -307,7 +308,9 @@ def encode(frames: npt.NDArray[np.uint8], fps: int, crf: int) -> bytes:
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf), "threads": "1", "bf": "0", "refs": "1"}
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            # By OpenCV: the last bit of FFmpeg's depends on where the array lies in memory.
+            yuv = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv420p")))
         container.mux(stream.encode(None))
     return file.getvalue()
 
