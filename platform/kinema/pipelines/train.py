@@ -68,7 +68,8 @@ class RayReporter:
 
 def _train_worker(payload: dict[str, Any]) -> None:
     # Ray tells of every report and checkpoint; the journal and MLflow have that already.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for name in (None, "ray.train"):  # one of Ray's loggers hangs below the root by mistake
+        logging.getLogger(name).setLevel(logging.WARNING)
     experiment = Experiment.model_validate(payload["experiment"])
     with RayReporter.open(payload["tracker"]) as reporter:
         run_stages(experiment, payload["manifest"], reporter)
