@@ -10,7 +10,7 @@ from kinema.video.manifest import IndexConfig, index
 
 def main() -> int:
     """Index the videos; unreadable ones go to a failures table beside the manifest."""
-    return index(parse(IndexConfig, description=__doc__))
+    return index(parse(IndexConfig, default=None, description=__doc__))
 
 
 if __name__ == "__main__":
