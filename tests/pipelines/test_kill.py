@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,7 +125,10 @@ def test_killed_sweep_goes_on(tmp_path: Path) -> None:
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     assert second.returncode == 0, second.stdout + second.stderr
-    assert f"{len(done)} of 3 trials are done" in second.stdout
+    # A worker may end its trial in the moment before it notices that its driver is gone.
+    found = re.search(r"(\d) of 3 trials are done", second.stdout)
+    assert found is not None
+    assert len(done) <= int(found[1]) < 3
     assert {file: file.stat().st_mtime_ns for file in done} == done
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 3
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
