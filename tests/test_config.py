@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
@@ -301,6 +301,7 @@ def test_vary_follows_the_same_rules() -> None:
         vary(study, {"mask.insde": 3})
 
 
+@example(name="\x85", lr=0.0, path="\u2028", sizes=[], mask=Tube())
 @given(
     name=st.text(max_size=20),
     lr=st.floats(allow_nan=False),

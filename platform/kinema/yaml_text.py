@@ -40,6 +40,13 @@ for _name, (_pattern, _first) in _CORE_SCHEMA.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _first)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _Dumper.add_representer(
+    # Only in double quotes does PyYAML escape Unicode's line breaks, which reading would fold.
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if set(text) & set("\x85\u2028\u2029") else None
+    ),
+)
+_Dumper.add_representer(
     list, lambda dumper, items: dumper.represent_sequence(_SEQUENCE, items, flow_style=True)
 )
 
