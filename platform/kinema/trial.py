@@ -18,7 +18,7 @@ from kinema.motion.clip import BoxSource
 from kinema.motion.store import MotionStore
 from kinema.training.data import ClipSource, FrameCache
 from kinema.training.engine import current_device, world
-from kinema.training.finetune import FinetuneTask, finetune, split_holdout
+from kinema.training.finetune import FinetuneTask, finetune, keep_labels, split_holdout
 from kinema.training.loop import Reporter
 from kinema.training.pretrain import ENCODER_FILE, SUMMARY_FILE, PretrainTask, pretrain
 from kinema.video.manifest import Entry, Manifest
@@ -132,9 +132,10 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
             experiment.seed,
             encoder_uri,
         )
+        labelled = keep_labels(splits.train, experiment.finetune.label_share, experiment.seed)
         train, validation, test = (
             source(entries, experiment.finetune.sampling)
-            for entries in (splits.train, splits.validation, splits.test)
+            for entries in (labelled, splits.validation, splits.test)
         )
         model = finetune(finetuning, train, validation, output, reporter).to(current_device())
         tested = evaluate(model, test, experiment.evaluation, experiment.loader, current_device())

@@ -5,6 +5,7 @@ import math
 import cv2
 import numpy as np
 import pytest
+from motion_boxes import known_answers
 
 from kinema.motion.agreement import (
     FOUND_COLOUR,
@@ -18,9 +19,8 @@ from kinema.motion.agreement import (
     format_table,
     mean_iou,
 )
-from kinema.motion.extractor import MotionConfig, extract_boxes
+from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import DIS
-from kinema.video.synthetic import MOTIONS, SyntheticConfig, draw_clip
 
 NOTHING = [np.nan] * 4
 
@@ -95,26 +95,6 @@ def test_contact_sheet_shows_both_boxes_on_evenly_spread_frames() -> None:
     assert (sheet[40:, 60:] == 0).all()
 
 
-def known_answers(cfg: MotionConfig, num_videos: int = 6) -> list[VideoBoxes]:
-    settings = SyntheticConfig(
-        size=128,
-        num_frames=4,
-        object_size=(26, 48),
-        speed=(1.5, 4),
-        camera_pan=2,
-        camera_zoom=0.01,
-        num_distractors=2,
-        background="texture",
-        object="texture",
-    )
-    videos = []
-    for index, motion in enumerate(list(MOTIONS)[:num_videos]):
-        clip = draw_clip(settings, f"agreement-{index}", motion)
-        found = extract_boxes(clip.frames, cfg).boxes.astype(np.float64)
-        videos.append(VideoBoxes(motion, (128, 128), found, clip.boxes[:-1]))
-    return videos
-
-
 def check(rows: list[Agreement], at_least: float) -> None:
     mean = rows[-1]
     assert mean.motion >= at_least, format_table(rows)
@@ -122,38 +102,28 @@ def check(rows: list[Agreement], at_least: float) -> None:
 
 
 def test_known_answers_are_found_by_dis() -> None:
-    rows = compare(known_answers(MotionConfig(flow=DIS())))
+    rows = compare([video.found(MotionConfig(flow=DIS())) for video in known_answers()])
     check(rows, 0.45)
     assert rows[-1].motion > rows[-1].whole_frame + 0.3
 
 
 @pytest.mark.slow
 def test_known_answers_are_found_by_the_defaults() -> None:
-    check(compare(known_answers(MotionConfig())), 0.5)
-
-
-def found_in(video, cfg: MotionConfig, every: int) -> VideoBoxes:
-    """Boxes of every `every`-th pair of frames."""
-    starts = range(0, len(video.files) - 1, every)
-    found = [extract_boxes([video.frame(i), video.frame(i + 1)], cfg).boxes for i in starts]
-    size = video.frame(0).shape[:2]
-    return VideoBoxes(
-        video.name, size, np.concatenate(found).astype(np.float64), video.boxes[list(starts)]
-    )
+    check(compare([video.found(MotionConfig()) for video in known_answers()]), 0.5)
 
 
 @pytest.mark.real
 def test_boxes_by_dis_on_annotated_videos(something_else, davis) -> None:
     cfg = MotionConfig(flow=DIS())
     # objects fill most of these seven frames, so a centred box does as well as fast flow
-    rows = compare([found_in(video, cfg, 1) for video in something_else])
+    rows = compare([video.found(cfg, 1) for video in something_else])
     assert rows[-1].motion >= 0.36, format_table(rows)
     assert rows[-1].motion > rows[-1].shuffled, format_table(rows)
-    check(compare([found_in(video, cfg, 1) for video in davis]), 0.46)
+    check(compare([video.found(cfg, 1) for video in davis]), 0.46)
 
 
 @pytest.mark.real
 @pytest.mark.slow
 def test_default_boxes_on_annotated_videos(something_else, davis) -> None:
-    check(compare([found_in(video, MotionConfig(), 4) for video in something_else]), 0.36)
-    check(compare([found_in(video, MotionConfig(), 4) for video in davis]), 0.42)
+    check(compare([video.found(MotionConfig(), 4) for video in something_else]), 0.36)
+    check(compare([video.found(MotionConfig(), 4) for video in davis]), 0.42)

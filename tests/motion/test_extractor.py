@@ -135,7 +135,7 @@ def test_frames_and_vectors_are_not_confused() -> None:
 
 
 def test_released_preset_uses_opencvs_own_flow() -> None:
-    assert MotionConfig(preset="released").flow == TVL1()
+    assert MotionConfig(preset="released").flow == TVL1(data_weight=0.15)
     assert MotionConfig(preset="released").window == 8
     frames, truth = moving_square(4)
     found = extract_boxes(frames, MotionConfig(preset="released", flow=DIS()))

@@ -36,6 +36,11 @@ def test_driver_on_a_resource_of_its_own_leaves_the_cpus_whole() -> None:
     assert concurrency([{"CPU": 1}] * 2, driver, 10, nodes, None)[0] == 2
 
 
+def test_driver_cannot_take_room_where_it_cannot_land() -> None:
+    nodes = [{"CPU": 1.0, "trial_driver": 1000.0}, {"CPU": 1.0}]
+    assert concurrency([{"CPU": 1}] * 2, {"trial_driver": 0.01}, 5, nodes, None)[0] == 1
+
+
 def test_scarcest_resource_decides_and_is_named() -> None:
     nodes = [{"CPU": 64, "GPU": 4}]
     count, reason = concurrency([{"CPU": 8, "GPU": 1}] * 2, DRIVER, 10, nodes, None)

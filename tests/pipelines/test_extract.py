@@ -16,7 +16,7 @@ from moving_square import write_manifest, write_video
 from kinema import storage
 from kinema.errors import KinemaError
 from kinema.motion.extractor import MotionConfig
-from kinema.motion.flow import DIS, TVL1
+from kinema.motion.flow import DIS
 from kinema.motion.store import MotionStore
 from kinema.pipelines.extract import extract
 
@@ -112,7 +112,7 @@ def test_estimator_that_cannot_work_fails_before_any_video(
 
     monkeypatch.delattr(cv2, "optflow")
     with pytest.raises(KinemaError, match="opencv-contrib-python-headless"):
-        extract(str(tmp_path / "absent.parquet"), MotionConfig(flow=TVL1()), str(tmp_path))
+        extract(str(tmp_path / "absent.parquet"), MotionConfig(), str(tmp_path))
 
 
 _JOB = """
@@ -122,7 +122,7 @@ from kinema.motion.flow import TVL1
 from kinema.pipelines.cluster import connect
 from kinema.pipelines.extract import extract
 connect(num_cpus=2)
-extract(sys.argv[1], MotionConfig(flow=TVL1()), sys.argv[2])
+extract(sys.argv[1], MotionConfig(), sys.argv[2])
 """
 
 
@@ -132,7 +132,7 @@ def test_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
     paths = [write_video(tmp_path / f"v{index:02}.mp4") for index in range(20)]
     manifest = write_manifest(tmp_path / "manifest.parquet", paths)
     root = tmp_path / "root"
-    store = MotionStore(str(root), MotionConfig(flow=TVL1()))
+    store = MotionStore(str(root), MotionConfig())
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [sys.executable, "-c", _JOB, manifest, str(root)]
 

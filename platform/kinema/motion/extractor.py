@@ -26,19 +26,11 @@ EXTRACTOR_VERSION = 1
 
 
 class MotionConfig(RegionConfig):
-    """Everything that decides the motion boxes of a video.
+    """Everything that decides the motion boxes of a video."""
 
-    The default flow is smoother than OpenCV's own (`data_weight` 0.15): it is a third less exact on
-    the Middlebury pairs, but its edges follow objects rather than texture, and the boxes are better
-    on every annotated set tried (figures in `kinema.motion.agreement`).
-    """
+    released: ClassVar[dict[str, Any]] = {**RELEASED, "flow": {"name": "tvl1", "data_weight": 0.15}}
 
-    released: ClassVar[dict[str, Any]] = {**RELEASED, "flow": {"name": "tvl1"}}
-
-    flow: MotionSource = Field(
-        TVL1(data_weight=0.05),
-        description="naming a flow anew starts from that flow's own defaults",
-    )
+    flow: MotionSource = TVL1()
     step: int = Field(1, ge=1, description="frames between the two frames of a pair")
     flow_short_side: int = Field(
         224, ge=16, description="frames are reduced to this short side before flow, never enlarged"

@@ -55,8 +55,8 @@ def concurrency(
     """How many trials can run at once, and the reason in words.
 
     By sums, K = min over resources of floor(have / (workers + driver)). Where the nodes are known,
-    K trials of n equal workers also need K * n slots; drivers may land anywhere, so each of up to K
-    nodes without room beside its slots is taken to lose one.
+    K trials of n equal workers also need K * n slots; drivers may land wherever they fit, so each of
+    up to K such nodes without room beside its slots is taken to lose one.
     """
     have = total(nodes) if limits is None else dict(limits)
     trial = total([*per_trial, driver])
@@ -90,7 +90,7 @@ def _safe_slots(nodes: Sequence[Bundle], bundle: Bundle, driver: Bundle, num_dri
     for node, count in zip(nodes, slots, strict=True):
         rest = {name: node.get(name, 0) - count * bundle.get(name, 0) for name in drivers}
         tight = any(_units(rest[name]) < _units(amount) for name, amount in drivers.items())
-        at_risk += count > 0 and tight
+        at_risk += count > 0 and tight and _slots(node, driver) > 0
     return sum(slots) - min(num_drivers, at_risk)
 
 

@@ -61,6 +61,9 @@ class FinetuneConfig(Duration):
     )
     augment: Augment = Field(default=RandomResizedCrop(), discriminator="name")
     repeated_augmentation: PositiveInt = Field(1, description="draws of each clip per step")
+    label_share: float = Field(
+        1.0, gt=0, le=1, description="share of each class's training clips that are finetuned on"
+    )
     erasing: ErasingConfig = ErasingConfig()
     mixing: MixingConfig = MixingConfig()
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -105,6 +108,21 @@ def split_holdout(entries: Sequence[Entry], seed: int) -> tuple[list[Entry], lis
         [entry for entry in entries if (entry.group or entry.id) not in aside],
         [entry for entry in entries if (entry.group or entry.id) in aside],
     )
+
+
+def keep_labels(entries: Sequence[Entry], share: float, seed: int) -> list[Entry]:
+    """The clips of the few-label protocol: a fixed `share` of each class, at least one clip.
+
+    Larger shares contain the smaller ones, so results at several shares can be compared.
+    """
+    if share == 1:
+        return list(entries)
+    order = keyed_rng(seed, "labels").permutation(len(entries))
+    ranked: dict[int | None, list[int]] = {}
+    for index in order:
+        ranked.setdefault(entries[index].label, []).append(int(index))
+    kept = sorted(i for ids in ranked.values() for i in ids[: max(1, round(share * len(ids)))])
+    return [entries[index] for index in kept]
 
 
 def build_classifier(task: FinetuneTask) -> Classifier:

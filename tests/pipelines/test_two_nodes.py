@@ -1,0 +1,128 @@
+"""A submitted sweep on two nodes that hold the dependencies and not this checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# One process holds the cluster, as Ray reads the variables that keep it on the loopback only once.
+CLUSTER = """
+import json, socket, sys
+from ray.cluster_utils import Cluster
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+cluster = Cluster()
+cluster.add_node(
+    num_cpus=1,
+    resources={"trial_driver": 1000},
+    include_dashboard=True,
+    dashboard_host="127.0.0.1",
+    dashboard_port=port,
+    dashboard_agent_listen_port=0,
+    temp_dir=sys.argv[1],
+)
+# with a folder of its own, as on a machine of its own: the nodes unpack packages there
+cluster.add_node(num_cpus=1, temp_dir=sys.argv[2])
+print(json.dumps({"address": cluster.address, "dashboard": f"http://127.0.0.1:{port}"}), flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+SWEEP = [
+    "data.synthetic={num_train: 32, num_validation: 8, num_test: 8}",
+    "motion.flow={name: dis}",
+    "model={embed_dim: 16, depth: 1, num_heads: 2}",
+    "pretrain.decoder={embed_dim: 16, depth: 1, num_heads: 2}",
+    "pretrain.epochs=1",
+    "pretrain.engine={global_batch_size: 16, micro_batch_size: 8}",
+    "finetune.epochs=1",
+    "finetune.engine={global_batch_size: 16, micro_batch_size: 8}",
+    "sweep.axes={mask.inside_ratio: [0.5]}",
+    "compute.num_workers=2",
+]
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[dict[str, str]]:
+    """The environment of a client of a cluster of 2 nodes with 1 CPU each."""
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("PYTHONPATH", None)
+    # sockets live in the folder, and a socket's path has at most 107 characters
+    with (
+        tempfile.TemporaryDirectory(prefix="kinema-", dir="/tmp") as folder,
+        tempfile.TemporaryDirectory(prefix="kinema-", dir="/tmp") as second,
+        subprocess.Popen(
+            [sys.executable, "-c", CLUSTER, folder, second],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as holder,
+    ):
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        line = next((line for line in holder.stdout if line.startswith("{")), None)
+        assert line is not None, "the cluster did not start"
+        where = json.loads(line)
+        yield {
+            **environment,
+            "RAY_ADDRESS": where["address"],
+            "RAY_API_SERVER_ADDRESS": where["dashboard"],
+        }
+        holder.stdin.close()
+
+
+def actors(environment: dict[str, str]) -> list[dict[str, Any]]:
+    """Every actor that the cluster has seen, dead ones too."""
+    code = (
+        "import json, os; from ray.util.state import list_actors;"
+        "found = list_actors(address=os.environ['RAY_API_SERVER_ADDRESS'], limit=1000);"
+        "print(json.dumps([[actor.class_name, actor.node_id] for actor in found]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    pairs = json.loads(done.stdout.splitlines()[-1])
+    return [{"class": name, "node": node} for name, node in pairs]
+
+
+@pytest.mark.timeout(400)
+def test_submitted_sweep_uses_both_nodes(two_nodes: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
+    command += ["--runtime-env", "clusters/runtime_env.yaml", "--"]
+    command += ["python", "jobs/sweep_mask_ratio.py", *SWEEP, f"storage={tmp_path}"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=two_nodes, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 2
+
+    nodes: dict[str, set[str]] = {}
+    for actor in actors(two_nodes):
+        nodes.setdefault(actor["class"], set()).add(actor["node"])
+    (training,) = (found for name, found in nodes.items() if "RayTrainWorker" in name)
+    assert len(training) == 2, nodes
+    (extraction,) = (found for name, found in nodes.items() if "Extract" in name)
+    assert len(extraction) == 2, nodes
