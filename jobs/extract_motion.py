@@ -1,7 +1,7 @@
 """Find motion boxes in every video of a manifest; Parquet in, Parquet out, resumable.
 
 python jobs/extract_motion.py                                      # known-answer set
-python jobs/extract_motion.py experiments/mofo/ssv2.yaml data.manifest=...
+python jobs/extract_motion.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parquet
 """
 
 from kinema.cli import parse, run

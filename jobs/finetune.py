@@ -1,7 +1,7 @@
 """Finetune an encoder on labels and test it; pretrains it first when it does not exist yet.
 
 python jobs/finetune.py                                            # demo size, known-answer set
-python jobs/finetune.py experiments/mofo/ssv2.yaml data.manifest=... head.name=mca
+python jobs/finetune.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parquet head.name=mca
 python jobs/finetune.py experiments/mofo/ssv2.yaml pretrain=null encoder=path/encoder.safetensors
 """
 

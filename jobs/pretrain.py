@@ -1,7 +1,7 @@
 """Pretrain an encoder, without labels.
 
 python jobs/pretrain.py                                            # demo size, known-answer set
-python jobs/pretrain.py experiments/mofo/ssv2.yaml data.manifest=...
+python jobs/pretrain.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parquet
 """
 
 from kinema.cli import parse, run

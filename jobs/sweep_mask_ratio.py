@@ -1,7 +1,7 @@
 """Sweep the inside mask ratio: pretrain, finetune and test once per ratio (MOFO, Fig. 3).
 
 python jobs/sweep_mask_ratio.py                                    # demo size, known-answer set
-python jobs/sweep_mask_ratio.py experiments/mofo/sweep_inside_ratio.yaml data.manifest=...
+python jobs/sweep_mask_ratio.py experiments/mofo/sweep_inside_ratio.yaml data.manifest=epic.parquet
 """
 
 from kinema.cli import parse, run

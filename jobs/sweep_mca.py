@@ -1,7 +1,7 @@
 """Sweep heads and depth of the multi-cross attention on one pretrained encoder (MOFO, appendix).
 
 python jobs/sweep_mca.py                                           # demo size, known-answer set
-python jobs/sweep_mca.py experiments/mofo/sweep_mca.yaml data.manifest=...
+python jobs/sweep_mca.py experiments/mofo/sweep_mca.yaml data.manifest=epic.parquet
 """
 
 from kinema.cli import parse, run

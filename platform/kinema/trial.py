@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kinema import storage
 from kinema.errors import ConfigError
 from kinema.evaluation.multiview import Evaluation, evaluate
 from kinema.experiment import Experiment, pretrain_key, run_key
-from kinema.motion.clip import BoxSource
-from kinema.motion.store import MotionStore
+from kinema.motion.store import MotionReader, MotionStore
 from kinema.training.data import ClipSource, FrameCache
 from kinema.training.engine import current_device, world
 from kinema.training.finetune import FinetuneTask, finetune, keep_labels, split_holdout
@@ -98,6 +97,7 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     splits = split(experiment, manifest)
     cache = FrameCache(experiment.loader.cache_gb * 2**30)
     motion = open_motion(experiment, [*splits.pretrain, *splits.validation, *splits.test])
+    splits = _with_motion(splits, motion)
 
     def source(entries: Sequence[Entry], sampling: Sampling) -> ClipSource:
         return ClipSource(
@@ -147,7 +147,7 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     return outcome
 
 
-def open_motion(experiment: Experiment, entries: Sequence[Entry]) -> BoxSource | None:
+def open_motion(experiment: Experiment, entries: Sequence[Entry]) -> MotionReader | None:
     """The motion boxes of `entries`, or None when the experiment names no motion.
 
     Raises:
@@ -157,6 +157,21 @@ def open_motion(experiment: Experiment, entries: Sequence[Entry]) -> BoxSource |
         return None
     store = MotionStore(experiment.root, experiment.motion)
     return store.open([entry.id for entry in entries])
+
+
+def _with_motion(splits: Splits, motion: MotionReader | None) -> Splits:
+    """Training without the videos that extraction failed on; tests keep them and report them."""
+    if motion is None or not motion.failed:
+        return splits
+    lost = [entry.id for entry in splits.pretrain if entry.id in motion.failed]
+    if lost and world()[0] == 0:
+        first = motion.failed[lost[0]]
+        print(f"{len(lost)} training videos without motion are left out, first {first}", flush=True)
+    pretraining, training = (
+        [entry for entry in entries if entry.id not in motion.failed]
+        for entries in (splits.pretrain, splits.train)
+    )
+    return replace(splits, pretrain=pretraining, train=training)
 
 
 def _record(test: Evaluation, tested_on: str, num_classes: int, output: str) -> dict[str, Any]:

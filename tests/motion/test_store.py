@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kinema.errors import StoreError
+from kinema.errors import StoreError, VideoError
 from kinema.motion import store
 from kinema.motion.extractor import FrameBoxes, MotionConfig
 from kinema.motion.flow import DIS, TVL1
@@ -186,3 +186,14 @@ def test_failures_are_a_table_beside_the_parts(filled: MotionStore) -> None:
         {"id": "x", "path": "/videos/x.mp4", "why": "no video stream"}
     ]
     assert filled.existing().keys() == {"a", "b", "c"}
+
+
+def test_failed_videos_are_known_and_raise_when_asked_for(filled: MotionStore) -> None:
+    filled.write_failures([("x", "/videos/x.mp4", "no video stream"), ("y", "/y.mp4", "damaged")])
+    reader = pickle.loads(pickle.dumps(filled.open(["a", "x"])))
+    assert set(reader.failed) == {"x"}
+    assert len(reader.boxes("a").frames) > 0
+    with pytest.raises(VideoError, match=r"/videos/x\.mp4: no video stream"):
+        reader.boxes("x")
+    with pytest.raises(StoreError, match="1 of 2 videos have no motion boxes: z"):
+        filled.open(["x", "z"])

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from kinema import storage
 from kinema.config import fingerprint
-from kinema.errors import StorageError, StoreError
+from kinema.errors import StorageError, StoreError, VideoError
 from kinema.motion.extractor import EXTRACTOR_VERSION, FrameBoxes, MotionConfig
 
 STORE_VERSION = 1
@@ -133,6 +133,14 @@ class MotionStore:
         storage.write_table(uri, pa.Table.from_pylist(records, schema=FAILURES_SCHEMA))
         return uri
 
+    def failures(self) -> dict[str, VideoError]:
+        """The videos that the last extraction could not use, by id."""
+        uri = storage.join(self.uri, "failures.parquet")
+        if not storage.exists(uri):
+            return {}
+        rows = storage.read_table(uri, FAILURES_SCHEMA.names).to_pylist()
+        return {row["id"]: VideoError(row["path"], row["why"]) for row in rows}
+
     def drop(self, ids: Iterable[str]) -> int:
         """Remove videos; only the parts that hold one are rewritten. Returns the rows removed."""
         unwanted = pa.array(sorted(set(ids)), pa.string())
@@ -153,6 +161,8 @@ class MotionStore:
     def open(self, ids: Iterable[str]) -> MotionReader:
         """A reader for these videos; boxes are read from a part when first asked for.
 
+        Videos that extraction failed on are the reader's `failed`.
+
         Raises:
             StoreError: no store, one made with other parameters, missing videos, damaged parts.
         """
@@ -163,14 +173,15 @@ class MotionStore:
             for video in _read(part, ["id"]).column("id").to_pylist():
                 if video in wanted:
                     where[video] = part
-        missing = sorted(wanted - where.keys())
+        failed = {video: why for video, why in self.failures().items() if video not in where}
+        missing = sorted(wanted - where.keys() - failed.keys())
         if missing:
             some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise StoreError(
                 f"{self.uri}: {len(missing)} of {len(wanted)} videos have no motion boxes: {some}; "
                 f"run {COMMAND} with the same motion settings"
             )
-        return MotionReader(where)
+        return MotionReader(where, {video: failed[video] for video in wanted & failed.keys()})
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -210,24 +221,33 @@ class MotionStore:
 
 
 class MotionReader:
-    """Boxes by video id. Cheap to pickle: what was read stays behind."""
+    """Boxes by video id. Cheap to pickle: what was read stays behind.
 
-    def __init__(self, where: Mapping[str, str]) -> None:
+    Attributes:
+        failed: why there are none, for the videos that extraction failed on.
+    """
+
+    def __init__(self, where: Mapping[str, str], failed: Mapping[str, VideoError]) -> None:
         self._where = dict(where)
+        self.failed = dict(failed)
         self._tables: dict[str, tuple[pa.Table, dict[str, int]]] = {}
 
     def __len__(self) -> int:
         return len(self._where)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_where": self._where, "_tables": {}}
+        return {"_where": self._where, "failed": self.failed, "_tables": {}}
 
     def boxes(self, video_id: str) -> FrameBoxes:
         """The boxes of one video.
 
         Raises:
+            VideoError: extraction failed on this video.
             StoreError: the video is not among those the reader was opened for, or a damaged part.
         """
+        if video_id in self.failed:
+            failure = self.failed[video_id]
+            raise VideoError(failure.path, failure.why)
         if video_id not in self._where:
             raise StoreError(f"{video_id}: the motion store was not opened for this video")
         table, rows = self._part(self._where[video_id])

@@ -55,8 +55,8 @@ def concurrency(
     """How many trials can run at once, and the reason in words.
 
     By sums, K = min over resources of floor(have / (workers + driver)). Where the nodes are known,
-    K trials of n equal workers also need K * n slots; drivers may land wherever they fit, so each of
-    up to K such nodes without room beside its slots is taken to lose one.
+    K trials of n equal workers also need K * n slots; drivers may land wherever they fit, so each
+    of up to K such nodes without room beside its slots is taken to lose one.
     """
     have = total(nodes) if limits is None else dict(limits)
     trial = total([*per_trial, driver])

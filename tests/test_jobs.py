@@ -1,0 +1,45 @@
+"""Every job's command line: help, dry run, and what a misspelt key gets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from job_runner import JOBS, REPOSITORY, call
+
+from kinema.errors import ConfigError
+
+CONFIGURED = [job for job in JOBS if job != "demo.py"]  # which hands its arguments on
+REQUIRED = {"index_videos.py": ["format=folders", "source=videos", "output=x.parquet"]}
+
+
+@pytest.mark.parametrize("job", CONFIGURED)
+def test_help_names_the_job_and_every_key(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(job, ["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: python jobs/{job} [experiment.yaml] [key.path=value ...]")
+    assert call(job, [*REQUIRED.get(job, []), "--dry-run"]) == 0
+    for key in yaml.safe_load(capsys.readouterr().out):
+        assert f"\n  {key}: " in text
+
+
+@pytest.mark.parametrize("job", CONFIGURED)
+def test_misspelt_key_is_told_the_nearest_one(job: str) -> None:
+    wrong, right = ("ouptut=x", "output") if job in REQUIRED else ("seeed=1", "seed")
+    with pytest.raises(ConfigError, match=f"unknown key '.*'; did you mean '{right}'"):
+        call(job, [*REQUIRED.get(job, []), wrong])
+
+
+def test_error_ends_the_program_with_status_2_and_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "jobs/finetune.py", "mask.mask_ratio=1.5"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "mask.mask_ratio" in done.stderr
+    assert "Traceback" not in done.stderr
