@@ -1,7 +1,7 @@
 """Write the manifest of a data set: from VideoMAE lists, class folders, or an existing manifest.
 
 python jobs/index_videos.py format=folders source=path/to/videos output=path/to/manifest.parquet
-python jobs/index_videos.py format=list lists.train=train.csv lists.test=test.csv output=manifest.parquet
+python jobs/index_videos.py format=list lists.train=train.csv lists.test=test.csv output=all.parquet
 """
 
 from kinema.cli import parse, run

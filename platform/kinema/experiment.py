@@ -6,6 +6,7 @@ A method is a mask, a target and a head; an experiment adds data and recipe; a s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -124,11 +125,14 @@ class Experiment(Config):
             problems.append("give either encoder or pretrain, not both; set pretrain=null")
         if self.pretrain is None and self.finetune is None:
             problems.append("pretrain and finetune are both null: nothing to do")
-        try:
-            self.mask.check(self.model.grid)
-            self.head.check(self.model)
-        except ConfigError as error:
-            problems += error.problems
+        for check in (
+            partial(self.mask.check, self.model.grid),
+            partial(self.head.check, self.model),
+        ):
+            try:
+                check()
+            except ConfigError as error:
+                problems += error.problems
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -1,0 +1,120 @@
+"""The settings of a run: what is refused, and what names a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kinema.config import load
+from kinema.errors import ConfigError
+from kinema.experiment import Experiment, SweepExperiment, pretrain_key, run_key
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO = REPOSITORY / "experiments/demo/base.yaml"
+MOTION_BOX = "mask={name: motion_box}"
+
+
+def demo(*overrides: str) -> Experiment:
+    return load(Experiment, DEMO, list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["mask.mask_ration=0.5"], r"unknown key 'mask.mask_ration'; did you mean 'mask_ratio'"),
+        (["finetune.epoch=3"], r"unknown key 'finetune.epoch'; did you mean 'epochs'"),
+        (["mask.name=tubes"], r"mask.*tubes.*tube.*motion_box"),
+        (["motion.flow={name: raft}"], r"motion.flow.*raft.*tvl1.*dis.*farneback"),
+        (["pretrain.epochs=many"], r"pretrain.epochs should be a valid integer.*many"),
+        (["pretrain.epochs=0"], r"pretrain.epochs should be greater than 0"),
+        (["mask.mask_ratio=1.5"], r"mask.mask_ratio should be less than or equal to 1"),
+        (["mask.mask_ratio=-0.1"], r"mask.mask_ratio should be greater than or equal to 0"),
+        (
+            [MOTION_BOX, "mask.inside_ratio=1.01"],
+            r"mask.inside_ratio should be less than or equal to 1",
+        ),
+        (["mask.mask_ratio=1"], r"mask.mask_ratio: 1.0 leaves none visible of the 144 tokens"),
+        (["mask.mask_ratio=0.01"], r"mask.mask_ratio: 0.01 hides none"),
+        (["model.image_size=50"], r"model: .*50.*8"),
+        (["model.num_frames=7"], r"model: .*7.*2"),
+        (["model.num_heads=5"], r"model: .*96.*5"),
+        (
+            ["head={name: mca, heads: 5, head_dim: split}"],
+            r"head.heads: 5 does not divide embed_dim 96",
+        ),
+        ([MOTION_BOX, "motion=null"], r"mask.name=motion_box reads motion boxes"),
+        (["head={name: mca}", "motion=null"], r"head.name=mca reads motion boxes"),
+        (["encoder=e.safetensors"], r"either encoder or pretrain, not both"),
+        (["pretrain=null", "finetune=null"], r"nothing to do"),
+        (["pretrain.engine.micro_batch_size=5"], r"global_batch_size 16 is not a multiple of"),
+        (["finetune.label_share=0"], r"finetune.label_share should be greater than 0"),
+        (["motion.flow={name: vectors}"], r"flow vectors link neighbouring frames"),
+        (["data.synthetic.speed=[9, 12]"], r"speed: .*leaves the frame"),
+    ],
+)
+def test_bad_setting_is_one_error_that_names_it(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"1 problem\n.*{message}"):
+        demo(*overrides)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        demo("mask.mask_ratio=1", "head={name: mca, heads: 5, head_dim: split}", "motion=null")
+    text = str(caught.value)
+    assert "leaves none visible" in text
+    assert "head.name=mca reads motion boxes" in text
+    assert "96" in text
+
+
+def test_sweep_axis_must_be_a_setting() -> None:
+    from kinema.pipelines.sweep import plan
+
+    file = REPOSITORY / "experiments/demo/sweep_mask_ratio.yaml"
+    wrong = load(SweepExperiment, file, ["sweep.axes={mask.inside_ration: [0.5]}"])
+    with pytest.raises(ConfigError, match=r"mask.inside_ration'; did you mean 'inside_ratio'"):
+        plan(wrong)
+    beyond = load(SweepExperiment, file, ["sweep.axes={mask.inside_ratio: [0.5, 1.5]}"])
+    with pytest.raises(ConfigError, match=r"mask.inside_ratio should be less than or equal to 1"):
+        plan(beyond)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["name=other", "loader.num_workers=2", "compute.num_workers=4", "storage=/elsewhere"],
+)
+def test_what_changes_no_result_changes_no_key(override: str) -> None:
+    assert run_key(demo(override), "m") == run_key(demo(), "m")
+    assert pretrain_key(demo(override), "m") == pretrain_key(demo(), "m")
+
+
+@pytest.mark.parametrize(
+    ("override", "pretraining"),
+    [
+        ("seed=1", True),
+        ("mask.mask_ratio=0.5", True),
+        ("model.depth=3", True),
+        ("target.norm=joint", True),
+        ("pretrain.epochs=11", True),
+        ("finetune.epochs=5", False),
+        ("head={name: mca}", False),
+        ("evaluation.num_clips=2", False),
+        ("motion.sigma=0.05", False),  # the tube mask reads no motion
+    ],
+)
+def test_what_changes_a_result_changes_its_key(override: str, pretraining: bool) -> None:
+    assert run_key(demo(override), "m") != run_key(demo(), "m")
+    assert (pretrain_key(demo(override), "m") != pretrain_key(demo(), "m")) is pretraining
+
+
+def test_data_and_motion_under_a_motion_mask_change_the_keys() -> None:
+    assert run_key(demo(), "m") != run_key(demo(), "n")
+    one, other = demo(MOTION_BOX), demo(MOTION_BOX, "motion.sigma=0.05")
+    assert pretrain_key(one, "m") != pretrain_key(other, "m")
+
+
+def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = demo("storage=here", "data.manifest=a.parquet").resolved()
+    assert found.storage == str(tmp_path / "here")
+    assert found.data.manifest == str(tmp_path / "a.parquet")

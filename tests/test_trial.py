@@ -1,0 +1,194 @@
+"""A run in this process, without Ray: golden losses, exact resume, and what is left behind.
+
+The golden losses are the first ones of tiny runs. Where a change is meant to alter them, write them
+anew with `KINEMA_RECORD_GOLDEN=1 pytest tests/test_trial.py` and say why in CHANGELOG.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from kinema.config import load
+from kinema.errors import ConfigError, StoreError
+from kinema.experiment import Experiment
+from kinema.motion.extractor import FrameBoxes
+from kinema.motion.store import MotionRow, MotionStore
+from kinema.trial import pretrained_uri, result, run_stages, run_uri, split
+from kinema.video.manifest import Manifest
+from kinema.video.synthetic import SyntheticConfig, load_truth, make
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+GOLDEN = REPOSITORY / "tests/golden"
+TINY = [
+    "model={embed_dim: 32, depth: 2, num_heads: 2}",
+    "pretrain.decoder={embed_dim: 16, depth: 1, num_heads: 2}",
+    "pretrain.epochs=2",
+    "pretrain.optim.warmup_epochs=1",
+    "pretrain.checkpoint_every=1",
+    "pretrain.log_every=1",
+    "pretrain.engine={global_batch_size: 8, micro_batch_size: 4}",
+    "finetune.epochs=2",
+    "finetune.checkpoint_every=1",
+    "finetune.log_every=1",
+    "finetune.engine={global_batch_size: 8, micro_batch_size: 4}",
+]
+MOFO = [
+    "method=mofo",
+    "mask={name: motion_box, mask_ratio: 0.75, inside_ratio: 0.5, overlap: centre}",
+    "head={name: mca, heads: 2}",
+]
+
+
+class Interrupted(Exception):
+    """Stands for the death of the process."""
+
+
+class Recorder:
+    """Keeps metrics, and the training states under `folder` until there are `states_until_end`."""
+
+    def __init__(self, folder: Path, states_until_end: int = 99, resume: Path | None = None):
+        self.folder, self.left, self.resume = folder, states_until_end, resume
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.states: list[Path] = []
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.metrics.append((step, dict(metrics)))
+
+    def checkpoint(self, metrics: Mapping[str, float], save: Callable[[Path], None]) -> None:
+        state = self.folder / f"state{len(self.states)}"
+        state.mkdir(parents=True)
+        save(state)
+        self.states.append(state)
+        if len(self.states) == self.left:
+            raise Interrupted
+
+    def values(self, name: str) -> list[float]:
+        return [metrics[name] for _, metrics in self.metrics if name in metrics]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A storage root with 48 + 8 + 8 clips and a motion store of their true boxes."""
+    root = tmp_path_factory.mktemp("trial")
+    uri = make(SyntheticConfig(num_train=48, num_validation=8, num_test=8), str(root / "videos"))
+    motion = tiny(root, uri).motion
+    assert motion is not None
+    rows = []
+    for entry in Manifest.read(uri).rows():
+        boxes = load_truth(str(root / "videos"), entry.split, entry.id).boxes[:-1]
+        count = len(boxes)
+        frames = FrameBoxes(
+            np.arange(count, dtype=np.int32), boxes.astype(np.float32), np.ones(count, np.float32)
+        )
+        rows.append(MotionRow(entry.id, "digest", 48, 48, count + 1, entry.fps, frames))
+    MotionStore(str(root), motion).write_part(rows, "000")
+    return root, uri
+
+
+def tiny(root: Path, uri: str, *overrides: str) -> Experiment:
+    settings = [*TINY, f"storage={root}", f"data.manifest={uri}", *overrides]
+    return load(Experiment, REPOSITORY / "experiments/demo/base.yaml", settings).resolved()
+
+
+@pytest.mark.parametrize("method", ["videomae", "mofo"])
+def test_losses_are_those_on_record(method: str, videos: tuple[Path, str], tmp_path: Path) -> None:
+    root, uri = videos
+    experiment = tiny(root, uri, *(MOFO if method == "mofo" else []))
+    recorder = Recorder(tmp_path)
+    outcome = run_stages(experiment, uri, recorder)
+    losses = recorder.values("pretrain/loss") + recorder.values("finetune/loss")
+    assert len(losses) == 24  # 2 stages, 2 epochs, 6 steps
+    file = GOLDEN / f"{method}.txt"
+    if os.environ.get("KINEMA_RECORD_GOLDEN"):
+        file.write_text("".join(f"{loss:.7f}\n" for loss in losses))
+    np.testing.assert_allclose(losses, np.loadtxt(file), rtol=1e-3)
+    assert recorder.values("mask/realised_ratio") == pytest.approx([27 / 36] * 12)
+
+    digest = Manifest.read(uri).digest
+    assert result(experiment, digest) == outcome
+    assert outcome["tested_on"] == "test"
+    assert outcome["num_tested"] == 8
+    assert outcome["comparable"]
+    predictions = pq.read_table(Path(run_uri(experiment, digest)) / "predictions.parquet")
+    hits = np.equal(predictions["label"], predictions["predicted"])
+    assert outcome["metrics"]["test/top1"] == pytest.approx(hits.mean())
+
+
+def test_interrupted_run_ends_as_if_undisturbed(videos: tuple[Path, str], tmp_path: Path) -> None:
+    _, uri = videos
+    whole = Recorder(tmp_path / "whole")
+    expected = run_stages(tiny(tmp_path / "a", uri, "motion=null"), uri, whole)
+
+    experiment = tiny(tmp_path / "b", uri, "motion=null")
+    recorders = [Recorder(tmp_path / "first", 1)]  # ends within pretraining
+    with pytest.raises(Interrupted):
+        run_stages(experiment, uri, recorders[-1])
+    recorders.append(Recorder(tmp_path / "second", 2, recorders[0].states[-1]))  # within finetuning
+    with pytest.raises(Interrupted):
+        run_stages(experiment, uri, recorders[-1])
+    recorders.append(Recorder(tmp_path / "third", 99, recorders[1].states[-1]))
+    outcome = run_stages(experiment, uri, recorders[-1])
+
+    assert outcome["metrics"] == expected["metrics"]
+    assert outcome["pretrain"] == expected["pretrain"]
+    for name in ("pretrain/loss", "finetune/loss", "pretrain/lr", "finetune/lr"):
+        parts = [value for recorder in recorders for value in recorder.values(name)]
+        assert parts == whole.values(name), name
+
+
+def test_finished_pretraining_is_found_by_its_key(videos: tuple[Path, str], tmp_path: Path) -> None:
+    _, uri = videos
+    first, second = Recorder(tmp_path / "1"), Recorder(tmp_path / "2")
+    run_stages(tiny(tmp_path, uri, "motion=null"), uri, first)
+    run_stages(tiny(tmp_path, uri, "motion=null", "finetune.epochs=1"), uri, second)
+    assert len(first.values("pretrain/loss")) == 12
+    assert second.values("pretrain/loss") == []
+    assert len(second.values("finetune/loss")) == 6
+
+
+def test_videos_without_motion_are_left_out_or_reported(
+    videos: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, uri = videos
+    experiment = tiny(tmp_path, uri, *MOFO, "finetune.epochs=1")
+    full = MotionStore(str(root), experiment.motion)
+    here = MotionStore(str(tmp_path), experiment.motion)
+    lost = {"train-000003", "test-000001"}
+    table = pq.read_table(full.parts()[0])
+    keep = [video not in lost for video in table["id"].to_pylist()]
+    here.write_part(table.filter(keep), "000")
+    with pytest.raises(StoreError, match="2 of 64 videos have no motion boxes: test-000001"):
+        run_stages(experiment, uri, Recorder(tmp_path / "states"))
+    here.write_failures((video, f"{video}.mp4", "damaged") for video in sorted(lost))
+    recorder = Recorder(tmp_path / "states")
+    outcome = run_stages(experiment, uri, recorder)
+    assert "1 training videos without motion are left out" in capsys.readouterr().out
+    assert len(recorder.values("pretrain/loss")) == 2 * (47 // 8)
+    assert outcome["num_tested"] == 7
+    assert not outcome["comparable"]
+    assert outcome["failures"] == {"test-000001": "test-000001.mp4: damaged"}
+
+
+def test_nothing_to_train_or_test_on_is_an_error(videos: tuple[Path, str]) -> None:
+    root, uri = videos
+    manifest = Manifest.read(uri)
+    with pytest.raises(ConfigError, match="no clips in split 'train'"):
+        split(tiny(root, uri), manifest.select("test"))
+    with pytest.raises(ConfigError, match="neither a 'validation' nor a 'test' split"):
+        split(tiny(root, uri), manifest.select("train"))
+
+
+def test_encoder_lies_under_its_key(videos: tuple[Path, str], tmp_path: Path) -> None:
+    _, uri = videos
+    experiment = tiny(tmp_path, uri, "motion=null", "finetune=null")
+    outcome = run_stages(experiment, uri, Recorder(tmp_path / "states"))
+    folder = pretrained_uri(experiment, Manifest.read(uri).digest)
+    assert outcome["encoder"] == f"{folder}/encoder.safetensors"
+    assert Path(outcome["encoder"]).exists()
+    assert "metrics" not in outcome
