@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from kinema.config import load
-from kinema.errors import ConfigError, StoreError
+from kinema.errors import ConfigError, NonFiniteLossError, StoreError
 from kinema.experiment import Experiment
 from kinema.motion.extractor import FrameBoxes
 from kinema.motion.store import MotionRow, MotionStore
@@ -159,16 +160,16 @@ def test_videos_without_motion_are_left_out_or_reported(
     experiment = tiny(tmp_path, uri, *MOFO, "finetune.epochs=1")
     full = MotionStore(str(root), experiment.motion)
     here = MotionStore(str(tmp_path), experiment.motion)
-    lost = {"train-000003", "test-000001"}
+    lost = {"train-000003", "validation-000002", "test-000001"}
     table = pq.read_table(full.parts()[0])
     keep = [video not in lost for video in table["id"].to_pylist()]
     here.write_part(table.filter(keep), "000")
-    with pytest.raises(StoreError, match="2 of 64 videos have no motion boxes: test-000001"):
+    with pytest.raises(StoreError, match="3 of 64 videos have no motion boxes: test-000001"):
         run_stages(experiment, uri, Recorder(tmp_path / "states"))
     here.write_failures((video, f"{video}.mp4", "damaged") for video in sorted(lost))
     recorder = Recorder(tmp_path / "states")
     outcome = run_stages(experiment, uri, recorder)
-    assert "1 training videos without motion are left out" in capsys.readouterr().out
+    assert "2 training and validation videos without motion are left out" in capsys.readouterr().out
     assert len(recorder.values("pretrain/loss")) == 2 * (47 // 8)
     assert outcome["num_tested"] == 7
     assert not outcome["comparable"]
@@ -192,3 +193,16 @@ def test_encoder_lies_under_its_key(videos: tuple[Path, str], tmp_path: Path) ->
     assert outcome["encoder"] == f"{folder}/encoder.safetensors"
     assert Path(outcome["encoder"]).exists()
     assert "metrics" not in outcome
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_batch(
+    videos: tuple[Path, str], tmp_path: Path
+) -> None:
+    _, uri = videos
+    experiment = tiny(tmp_path, uri, "motion=null", "pretrain.optim.base_lr=1e30")
+    with pytest.raises(NonFiniteLossError, match=r"pretrain: the loss is not finite at step \d+"):
+        run_stages(experiment, uri, Recorder(tmp_path / "states"))
+    (kept,) = tmp_path.glob("pretrained/*/nonfinite/pretrain-step*-rank0.pt")
+    batches = torch.load(kept, weights_only=True)
+    assert [batch["clip"].shape for batch in batches] == [(4, 3, 8, 48, 48)] * 2
+    assert all("#" in key for batch in batches for key in batch["keys"])

@@ -160,18 +160,23 @@ def open_motion(experiment: Experiment, entries: Sequence[Entry]) -> MotionReade
 
 
 def _with_motion(splits: Splits, motion: MotionReader | None) -> Splits:
-    """Training without the videos that extraction failed on; tests keep them and report them."""
+    """The splits without the videos that extraction failed on, but for the test.
+
+    A test keeps and reports them, so that its number is marked as not comparable.
+    """
     if motion is None or not motion.failed:
         return splits
-    lost = [entry.id for entry in splits.pretrain if entry.id in motion.failed]
+    lost = [e.id for e in [*splits.pretrain, *splits.validation] if e.id in motion.failed]
     if lost and world()[0] == 0:
         first = motion.failed[lost[0]]
-        print(f"{len(lost)} training videos without motion are left out, first {first}", flush=True)
-    pretraining, training = (
+        print(
+            f"{len(lost)} training and validation videos without motion are left out, first {first}"
+        )
+    pretraining, training, validation = (
         [entry for entry in entries if entry.id not in motion.failed]
-        for entries in (splits.pretrain, splits.train)
+        for entries in (splits.pretrain, splits.train, splits.validation)
     )
-    return replace(splits, pretrain=pretraining, train=training)
+    return replace(splits, pretrain=pretraining, train=training, validation=validation)
 
 
 def _record(test: Evaluation, tested_on: str, num_classes: int, output: str) -> dict[str, Any]:
