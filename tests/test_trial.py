@@ -51,9 +51,19 @@ class Interrupted(Exception):
 
 
 class Recorder:
-    """Keeps metrics, and the training states under `folder` until there are `states_until_end`."""
+    """Keeps metrics, and the training states under `folder` until there are `states_until_end`.
 
-    def __init__(self, folder: Path, states_until_end: int = 99, resume: Path | None = None):
+    From the `warning`-th logged step on, its machine is about to go.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        states_until_end: int = 99,
+        resume: Path | None = None,
+        warning: int = 10**9,
+    ):
+        self.warning, self.asked = warning, 0
         self.folder, self.left, self.resume = folder, states_until_end, resume
         self.metrics: list[tuple[int, dict[str, float]]] = []
         self.states: list[Path] = []
@@ -68,6 +78,10 @@ class Recorder:
         self.states.append(state)
         if len(self.states) == self.left:
             raise Interrupted
+
+    def preempted(self) -> bool:
+        self.asked += 1
+        return self.asked >= self.warning
 
     def values(self, name: str) -> list[float]:
         return [metrics[name] for _, metrics in self.metrics if name in metrics]
@@ -141,6 +155,29 @@ def test_interrupted_run_ends_as_if_undisturbed(videos: tuple[Path, str], tmp_pa
     for name in ("pretrain/loss", "finetune/loss", "pretrain/lr", "finetune/lr"):
         parts = [value for recorder in recorders for value in recorder.values(name)]
         assert parts == whole.values(name), name
+
+
+def test_a_warned_run_saves_at_once_and_ends_as_if_undisturbed(
+    videos: tuple[Path, str], tmp_path: Path
+) -> None:
+    _, uri = videos
+    whole = Recorder(tmp_path / "whole")
+    expected = run_stages(tiny(tmp_path / "a", uri, "motion=null"), uri, whole)
+
+    # After 9 of 12 steps: the second state, within the second epoch, and nothing more is lost.
+    experiment = tiny(tmp_path / "b", uri, "motion=null")
+    warned = Recorder(tmp_path / "warned", states_until_end=2, warning=9)
+    with pytest.raises(Interrupted):
+        run_stages(experiment, uri, warned)
+    again = Recorder(tmp_path / "again", resume=warned.states[-1])
+    outcome = run_stages(experiment, uri, again)
+
+    assert len(warned.values("pretrain/loss")) == 9
+    assert warned.values("pretrain/loss") + again.values("pretrain/loss") == whole.values(
+        "pretrain/loss"
+    )
+    assert outcome["pretrain"] == pytest.approx(expected["pretrain"], rel=1e-12)
+    assert outcome["metrics"] == expected["metrics"]
 
 
 def test_finished_pretraining_is_found_by_its_key(videos: tuple[Path, str], tmp_path: Path) -> None:

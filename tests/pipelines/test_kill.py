@@ -48,6 +48,10 @@ class SilentReporter:
     def checkpoint(self, metrics: Mapping[str, float], save: Any) -> None:
         """Ignore states."""
 
+    def preempted(self) -> bool:
+        """Never."""
+        return False
+
 
 def experiment(root: Path, *overrides: str) -> Experiment:
     file = REPOSITORY / "experiments/demo/base.yaml"

@@ -65,6 +65,10 @@ class RayReporter:
             save(Path(folder))
             ray.train.report(finite, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
+    def preempted(self) -> bool:
+        """Whether Ray drains a node of this run: a spot machine that was given notice, say."""
+        return ray.train.get_preemption_info() is not None
+
 
 def _train_worker(payload: dict[str, Any]) -> None:
     # Ray tells of every report and checkpoint; the journal and MLflow have that already.

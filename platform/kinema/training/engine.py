@@ -9,7 +9,10 @@ accelerator nor the compiler that its import expects.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import logging
 import os
 import tempfile
 import time
@@ -268,14 +271,17 @@ def ensure_process_group() -> None:
 def _deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # which warns wherever a CUDA toolkit lies on a machine without a GPU
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     ensure_process_group()
     _remove_stale_lock()
     import deepspeed
 
     if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # prints that its operator is built
+            deepspeed.init_distributed(
+                dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False
+            )
     return deepspeed
 
 

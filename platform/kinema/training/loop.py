@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +49,9 @@ class Reporter(Protocol):
     def checkpoint(self, metrics: Mapping[str, float], save: Callable[[Path], None]) -> None:
         """Make a training state durable; collective, `save` writes this rank's part to a folder."""
 
+    def preempted(self) -> bool:
+        """Whether a machine of this run is about to be taken away; collective."""
+
 
 @dataclass
 class Averages:
@@ -73,6 +76,18 @@ class Averages:
         """All means so far."""
         return {name: self._sums[name] / self._counts[name] for name in self._sums}
 
+    def as_dict(self) -> dict[str, list[float]]:
+        """Sum and count by name, as JSON can hold them."""
+        return {name: [total, self._counts[name]] for name, total in self._sums.items()}
+
+    @staticmethod
+    def from_dict(saved: Mapping[str, Sequence[float]]) -> Averages:
+        """What `as_dict` gave."""
+        return Averages(
+            {name: float(total) for name, (total, _) in saved.items()},
+            {name: int(count) for name, (_, count) in saved.items()},
+        )
+
     @staticmethod
     def merge(parts: list[Averages]) -> Averages:
         """Averages over all ranks."""
@@ -93,7 +108,8 @@ class Stage:
     """One stage of a run: its name prefixes metrics and its state tells where to resume.
 
     `state` is a plain JSON-able dict that `after_epoch` may change; it travels with checkpoints.
-    Its entry `last_epoch` holds the means of the newest complete epoch.
+    Its entry `last_epoch` holds the means of the newest complete epoch, `begun` the sums of the one
+    that a checkpoint within an epoch had begun.
     """
 
     name: str
@@ -126,8 +142,10 @@ def run(stage: Stage, reporter: Reporter) -> None:
     if start >= stage.total_steps or stage.state.get("stopped"):
         return
     batches = stage.batches(range(start, stage.total_steps))
-    recent, epoch_means = Averages(), Averages()
+    begun = Averages.from_dict(stage.state.pop("begun", {}))
+    recent, epoch_means = Averages(), begun if engine.rank == 0 else Averages()
     window = time.perf_counter()
+    warned = urgent = False
     for step in range(start, stage.total_steps):
         waited = time.perf_counter()
         micro_batches = [next(batches).to(engine.device) for _ in range(engine.accumulation)]
@@ -157,8 +175,14 @@ def run(stage: Stage, reporter: Reporter) -> None:
                 }
                 reporter.log(metrics, step + 1)
             recent = Averages()
+            # Each warning is answered once; what follows it is lost when the machine goes.
+            before, warned = warned, reporter.preempted()
+            urgent = warned and not before
+            if urgent and not ends:
+                sums = Averages.merge(gather_objects(epoch_means)).as_dict()
+                _save(stage, reporter, step, {}, {"begun": sums})
         if ends:
-            stop = _end_epoch(stage, reporter, epoch, step, epoch_means)
+            stop = _end_epoch(stage, reporter, epoch, step, epoch_means, urgent)
             epoch_means, window = Averages(), time.perf_counter()
             if stop:
                 return
@@ -181,7 +205,9 @@ def restore(stage: Stage, reporter: Reporter) -> int:
     return int(meta["step"])
 
 
-def _end_epoch(stage: Stage, reporter: Reporter, epoch: int, step: int, means: Averages) -> bool:
+def _end_epoch(
+    stage: Stage, reporter: Reporter, epoch: int, step: int, means: Averages, urgent: bool
+) -> bool:
     """Validate, log the epoch, save when it is time; returns whether the stage ends here."""
     merged = Averages.merge(gather_objects(means)).means()
     named = _named(stage.name, merged)
@@ -196,16 +222,25 @@ def _end_epoch(stage: Stage, reporter: Reporter, epoch: int, step: int, means: A
     if stage.engine.rank == 0:
         reporter.log(metrics, step + 1)
     last = stop or step + 1 == stage.total_steps
-    if last or (epoch + 1) % stage.duration.checkpoint_every == 0:
-        meta = {
-            "stage": stage.name,
-            "step": step + 1,
-            "steps_per_epoch": stage.order.steps_per_epoch,
-            "state": stage.state,
-        }
-        progress = {**metrics, "stage_epoch": float(epoch + 1)}
-        reporter.checkpoint(progress, lambda folder: stage.engine.save(folder, meta))
+    if last or urgent or (epoch + 1) % stage.duration.checkpoint_every == 0:
+        _save(stage, reporter, step, {**metrics, "stage_epoch": float(epoch + 1)})
     return stop
+
+
+def _save(
+    stage: Stage,
+    reporter: Reporter,
+    step: int,
+    metrics: Mapping[str, float],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    meta = {
+        "stage": stage.name,
+        "step": step + 1,
+        "steps_per_epoch": stage.order.steps_per_epoch,
+        "state": {**stage.state, **(extra or {})},
+    }
+    reporter.checkpoint(metrics, lambda folder: stage.engine.save(folder, meta))
 
 
 _GROUPS = {
