@@ -14,6 +14,7 @@ from kinema.figures.table import GREY, INK
 
 COLOURS = ("#0b5394", "#c1440e", "#3c7d22", "#7b3294", "#8a6d00", "#00707a")
 CONTROL_COLOURS = ("#6b6b6b", "#a05a8c", "#4f8a8b")
+LEGEND_COLUMNS = 2
 LINE_SHARE = 0.036
 """Height of a caption line as a share of the figure's."""
 RATIO_TOLERANCE = 0.005
@@ -27,10 +28,10 @@ def accuracy_figure(rows: Sequence[Row], axis: str, others: Sequence[str] = ()) 
     stands at the realised one. Controls are dashed lines with their interval as a band, chance is
     dotted. Each combination of `others` is a line of its own.
     """
-    figure = Figure(figsize=(6.4, 4.6), facecolor="white")
+    figure = Figure(figsize=(6.4, 4.9), facecolor="white")
     caption = _caption(rows, axis)
     room = LINE_SHARE * len(caption)
-    axes = figure.add_axes((0.115, 0.15 + room, 0.86, 0.82 - room))
+    axes = figure.add_axes((0.115, 0.15 + room, 0.86, 0.83 - room))
     done = [row for row in rows if "top1" in row]
     for number, group in enumerate(_groups([row for row in done if not row["control"]], others)):
         _draw_line(axes, group, axis, others, COLOURS[number % len(COLOURS)])
@@ -41,7 +42,9 @@ def accuracy_figure(rows: Sequence[Row], axis: str, others: Sequence[str] = ()) 
         axes.axhline(100 * row["top1"], color=colour, linestyle="--", linewidth=1.3, label=label)
     chance = 100 * done[0]["chance"]
     axes.axhline(chance, color=INK, linestyle=":", linewidth=1.2, label=f"chance ({chance:.1f} %)")
-    _dress(axes, axis, done)
+    legend_rows = _dress(axes, axis, done)
+    above = 0.05 * legend_rows
+    axes.set_position((0.115, 0.15 + room, 0.86, 0.83 - room - above))
     for index, line in enumerate(reversed(caption)):
         figure.text(0.02, 0.022 + LINE_SHARE * index, line, fontsize=7.5, color=GREY)
     return figure
@@ -91,7 +94,8 @@ def _draw_line(
         )
 
 
-def _dress(axes: Axes, axis: str, done: Sequence[Row]) -> None:
+def _dress(axes: Axes, axis: str, done: Sequence[Row]) -> int:
+    """Axes, grid and legend; returns the lines of the legend, which stands above the axes."""
     swept = sorted({float(row[axis]) for row in done if not row["control"]})
     axes.set_xticks(swept, [plain(value) for value in swept])
     axes.set_xlabel(axis_name(axis).capitalize(), fontsize=11, color=INK)
@@ -111,10 +115,12 @@ def _dress(axes: Axes, axis: str, done: Sequence[Row]) -> None:
         [handles[i] for i in order],
         [labels[i] for i in order],
         fontsize=8.5,
-        framealpha=0.9,
-        edgecolor="none",
-        loc="best",
+        frameon=False,
+        ncols=LEGEND_COLUMNS,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),  # where no interval can reach
     )
+    return -(-len(labels) // LEGEND_COLUMNS)
 
 
 def _caption(rows: Sequence[Row], axis: str) -> list[str]:
