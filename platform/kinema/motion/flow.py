@@ -37,8 +37,8 @@ class TVL1(Config):
 
     `data_weight` is the paper's lambda: the smaller, the smoother the flow. OpenCV's own default,
     0.15, is more exact on the Middlebury pairs; at 0.05 edges follow objects rather than texture,
-    and motion boxes are better on every annotated set tried (`benchmarks/motion_boxes.py`).
-    Everything else is OpenCV's default.
+    which gives better motion boxes on Something-Something V2 and much the same ones elsewhere
+    (`benchmarks/motion_boxes.py`). Everything else is OpenCV's default.
     """
 
     name: Literal["tvl1"] = "tvl1"
