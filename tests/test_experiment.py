@@ -96,7 +96,7 @@ def test_what_changes_no_result_changes_no_key(override: str) -> None:
         ("model.depth=3", True),
         ("target.norm=joint", True),
         ("pretrain.epochs=11", True),
-        ("finetune.epochs=5", False),
+        ("finetune.epochs=50", False),
         ("head={name: mca}", False),
         ("evaluation.num_clips=2", False),
         ("motion.sigma=0.05", False),  # the tube mask reads no motion
