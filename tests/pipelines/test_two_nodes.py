@@ -18,8 +18,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # One process holds the cluster, as Ray reads the variables that keep it on the loopback only once.
 CLUSTER = """
-import json, socket, sys
+import json, os, socket, sys
 from ray.cluster_utils import Cluster
+
+os.mkdir(os.path.join(os.environ["RAY_TMPDIR"], "ray"))
 
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
@@ -75,7 +77,8 @@ def two_nodes() -> Iterator[dict[str, str]]:
         subprocess.Popen(
             [sys.executable, "-c", CLUSTER, folder, second],
             cwd=folder,
-            env=environment,
+            # where the address of "the" local cluster is noted: not over that of one in use
+            env={**environment, "RAY_TMPDIR": folder},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
