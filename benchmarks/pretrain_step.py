@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from kinema.masking.masks import TubeMask
 from kinema.models.mae import DecoderConfig, MaskedAutoencoder
+from kinema.models.pixels import normalise, unit_range
+from kinema.models.target_rule import ClipInputs
 from kinema.models.targets import PixelTarget
 from kinema.models.vit import ViTConfig
 from kinema.randomness import keyed_rng
-from kinema.training.batch import normalise, unit_range
 
 
 def synchronise() -> None:
@@ -70,7 +71,7 @@ def ours(vit: ViTConfig, clip: Tensor, mask: Tensor, precision: torch.dtype, ste
             marks.append(time.perf_counter())
 
         unit = unit_range(clip)
-        wanted = target.compute(unit, mask, vit)
+        wanted = target.compute(ClipInputs(unit), mask, vit)
         mark()
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             predicted = model(normalise(unit), mask)

@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 # A developer's own cluster, server and storage are none of the tests' business.
 for name in ("KINEMA_STORAGE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
     os.environ.pop(name, None)
@@ -12,3 +14,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # DeepSpeed looks for `ninja` on PATH, and an environment that is not activated is not there.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("kinema", deadline=None)
+settings.load_profile("kinema")

@@ -37,6 +37,10 @@ class VideoError(KinemaError):
         return type(self), (self.path, self.why)
 
 
+class NoVectorsError(VideoError):
+    """A video whose codec or container gives no motion vectors."""
+
+
 class ManifestError(KinemaError):
     """A list or manifest of videos is malformed; names the file and line."""
 

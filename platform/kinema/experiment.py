@@ -26,7 +26,7 @@ from kinema.training.finetune import FinetuneConfig
 from kinema.training.pretrain import PretrainConfig
 from kinema.video.synthetic import SyntheticConfig
 
-METHODS_VERSION = 1
+METHODS_VERSION = 2
 """Bumped by hand when masks, targets or heads change what a run computes; part of every run key."""
 
 
@@ -95,7 +95,7 @@ class Experiment(Config):
     """One run: pretraining, finetuning and test of one method on one data set."""
 
     name: str = Field("kinema", pattern=r"^[\w.-]+$", description="study; MLflow experiment")
-    method: Literal["videomae", "mofo", "custom"] = "custom"
+    method: Literal["videomae", "mofo", "mgm", "mme", "custom"] = "custom"
     paper: str | None = Field(None, description="the paper's table or figure this belongs to")
     seed: NonNegativeInt = 0
     storage: str | None = Field(None, description="root of everything durable; $KINEMA_STORAGE")
@@ -104,7 +104,7 @@ class Experiment(Config):
     extraction: ExtractionConfig = ExtractionConfig()
     model: ViTConfig = ViTConfig()
     mask: Mask = Field(default=TubeMask(), discriminator="name")
-    target: Target = Field(default=PixelTarget())
+    target: Target = Field(default=PixelTarget(), discriminator="name")
     head: Head = Field(default=PlainHead(), discriminator="name")
     encoder: str | None = Field(None, description="pretrained encoder to start from; path or URI")
     pretrain: PretrainConfig | None = PretrainConfig()
@@ -116,17 +116,14 @@ class Experiment(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
         problems = []
-        if self.motion is None:
-            for part, needs in (("mask", self.mask.needs), ("head", self.head.needs)):
-                if needs:
-                    name = getattr(self, part).name
-                    problems.append(f"{part}.name={name} reads motion boxes: give a motion section")
+        problems += self._missing_motion()
         if self.pretrain is not None and self.encoder is not None:
             problems.append("give either encoder or pretrain, not both; set pretrain=null")
         if self.pretrain is None and self.finetune is None:
             problems.append("pretrain and finetune are both null: nothing to do")
         for check in (
             partial(self.mask.check, self.model.grid),
+            partial(self.target.check, self.model),
             partial(self.head.check, self.model),
         ):
             try:
@@ -136,6 +133,25 @@ class Experiment(Config):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _missing_motion(self) -> list[str]:
+        """What mask, target and head read and the motion section does not give."""
+        problems = []
+        for part in ("mask", "target", "head"):
+            needs, name = getattr(self, part).needs, getattr(self, part).name
+            if "boxes" in needs and self.motion is None:
+                problems.append(f"{part}.name={name} reads motion boxes: give a motion section")
+            if "flow" in needs and (self.motion is None or self.motion.fields is None):
+                problems.append(
+                    f"{part}.name={name} reads dense flow: give a motion section with fields,"
+                    " as in motion={fields: {}}"
+                )
+        if self.pretrain is not None and self.pretrain.shuffle_frames and self.mask.needs:
+            problems.append(
+                f"pretrain.shuffle_frames: mask.name={self.mask.name} follows motion in time;"
+                " use a mask that does not, such as tube"
+            )
+        return problems
 
     @property
     def root(self) -> str:
@@ -183,7 +199,7 @@ _PRETRAINING = {"seed", "data", "motion", "model", "mask", "target", "pretrain"}
 def pretrain_key(experiment: Experiment, manifest_digest: str) -> str:
     """Names what pretraining computes: same key, same encoder."""
     used = set(_PRETRAINING)
-    if not experiment.mask.needs:
+    if not (experiment.mask.needs | experiment.target.needs) - {"vectors"}:
         used.discard("motion")
     return _key(experiment, used, "pretrain", manifest_digest)
 

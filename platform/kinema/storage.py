@@ -9,12 +9,13 @@ variables.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
@@ -158,6 +159,54 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 def write_table(uri: str, table: pa.Table) -> None:
     """Write a Parquet file, whole or not at all."""
     _write(uri, lambda file: pq.write_table(table, file))
+
+
+def write_row_groups(uri: str, tables: Iterable[pa.Table], **options: Any) -> None:
+    """Write a Parquet file whose row groups are `tables`, whole or not at all.
+
+    Args:
+        uri: of the file.
+        tables: at least one, all of one schema.
+        options: of `pyarrow.parquet.ParquetWriter`.
+    """
+    every = iter(tables)
+    first = next(every)
+
+    def fill(file: BinaryIO) -> None:
+        with pq.ParquetWriter(file, first.schema, **options) as writer:
+            for table in itertools.chain([first], every):
+                writer.write_table(table, row_group_size=max(len(table), 1))
+
+    _write(uri, fill)
+
+
+def read_footer(uri: str) -> pq.FileMetaData:
+    """What a Parquet file says about its row groups.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    with open_input(uri) as file:
+        try:
+            return pq.read_metadata(file)
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(f"{uri} is not a readable Parquet file: {error}") from error
+
+
+def read_row_groups(
+    uri: str, footer: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]
+) -> pa.Table:
+    """Some columns of some row groups; nothing else of the file is read.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    with open_input(uri) as file:
+        try:
+            parquet = pq.ParquetFile(file, metadata=footer)
+            return parquet.read_row_groups(list(groups), columns=list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(f"{uri} is not a readable Parquet file: {error}") from error
 
 
 def content_digest(uri: str) -> str:

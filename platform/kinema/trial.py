@@ -15,9 +15,10 @@ from kinema.errors import ConfigError
 from kinema.evaluation.multiview import Evaluation, evaluate
 from kinema.experiment import Experiment, pretrain_key, run_key
 from kinema.motion.store import MotionReader, MotionStore
-from kinema.training.data import ClipSource, FrameCache
+from kinema.training.data import ClipSource
 from kinema.training.engine import current_device, world
 from kinema.training.finetune import FinetuneTask, finetune, keep_labels, split_holdout
+from kinema.training.frames import FrameCache
 from kinema.training.loop import Reporter
 from kinema.training.pretrain import ENCODER_FILE, SUMMARY_FILE, PretrainTask, pretrain
 from kinema.video.manifest import Entry, Manifest
@@ -100,8 +101,15 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     splits = _with_motion(splits, motion)
 
     def source(entries: Sequence[Entry], sampling: Sampling) -> ClipSource:
+        fields = experiment.motion.fields if experiment.motion else None
         return ClipSource(
-            entries, experiment.model, sampling, experiment.data.reduce, motion, cache
+            entries,
+            experiment.model,
+            sampling,
+            experiment.data.reduce,
+            motion,
+            cache,
+            stride=fields.stride if fields else 1,
         )
 
     outcome: dict[str, Any] = {}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kinema.evaluation.multiview import EvaluationConfig, evaluate
+from kinema.models.pixels import normalise, unit_range
 from kinema.models.vit import ViTConfig
-from kinema.training.batch import normalise, unit_range
 from kinema.training.data import ClipSource, EvaluationClips, FrameCache, LoaderConfig, SampleKey
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import SegmentSampling

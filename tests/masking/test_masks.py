@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,32 +16,35 @@ from kinema.errors import ConfigError
 from kinema.masking.grid import Grid, inside_positions
 from kinema.masking.masks import (
     BlockMask,
+    CubeMask,
     FrameMask,
     Mask,
+    MGMMask,
     MotionBoxMask,
     RandomMask,
+    SMMMask,
     TubeMask,
-    floor_share,
     mask_statistics,
-    round_share,
 )
+from kinema.masking.rule import floor_share, round_share
+from kinema.motion.clip import ClipBoxes, ClipMotion, SlotField
 from kinema.randomness import keyed_rng
 
 VIDEOMAE = Grid(8, 14, 14)
 SIZE = (224, 224)
-MASKS = [TubeMask, RandomMask, FrameMask, BlockMask, MotionBoxMask]
+FIXED = [TubeMask, RandomMask, FrameMask, BlockMask, CubeMask, MotionBoxMask]
+MOVING = [partial(cls, shape=shape) for cls in (SMMMask, MGMMask) for shape in ("dense", "sparse")]
+MASKS = [*FIXED, *MOVING]
 TUBES = [TubeMask, BlockMask, MotionBoxMask]
+NAMES = [
+    *(cls.__name__ for cls in FIXED),
+    *(f"{made.func.__name__}-{made.keywords['shape']}" for made in MOVING),
+]
+every_mask = pytest.mark.parametrize("cls", MASKS, ids=NAMES)
 
 grids = st.builds(Grid, st.integers(1, 8), st.integers(1, 9), st.integers(1, 9))
 ratios = st.floats(0, 1)
 PATCH = 16
-
-
-@dataclass
-class Motion:
-    """Stands in for a clip's motion: masks read its box alone."""
-
-    box: np.ndarray
 
 
 def image_size(grid: Grid) -> tuple[int, int]:
@@ -59,11 +62,25 @@ def box_of(corners: tuple[float, float, float, float], grid: Grid) -> np.ndarray
 unit_boxes = st.tuples(*[st.floats(0, 1)] * 4)
 
 
+def moving(grid: Grid, rng: np.random.Generator, still: bool = False) -> SlotField:
+    """A field of 8 px cells, one of which moves most in every slot."""
+    height, width = image_size(grid)
+    x, y = np.meshgrid(np.arange(4, width, 8.0), np.arange(4, height, 8.0))
+    points = np.stack([x, y], axis=-1).reshape(-1, 2)
+    magnitude = rng.random((grid.slots, len(points))) * (not still)
+    return SlotField(points, magnitude)
+
+
+def motion(grid: Grid, box: np.ndarray, field: SlotField | None = None) -> ClipMotion:
+    return ClipMotion(ClipBoxes(box, np.tile(box, (grid.slots, 1)), False), field)
+
+
 def draw(mask: Any, grid: Grid, box: np.ndarray, *key: int | str) -> np.ndarray:
-    return mask.sample(grid, Motion(box), image_size(grid), keyed_rng(0, *key))
+    field = moving(grid, keyed_rng(1, *key))
+    return mask.sample(grid, motion(grid, box, field), image_size(grid), keyed_rng(0, *key))
 
 
-@pytest.mark.parametrize("cls", MASKS)
+@every_mask
 @settings(max_examples=60, deadline=None)
 @given(grid=grids, ratio=ratios, inside_ratio=ratios, corners=unit_boxes, key=st.integers(0, 99))
 def test_count_is_exact_for_every_grid_ratio_and_box(
@@ -79,10 +96,10 @@ def test_count_is_exact_for_every_grid_ratio_and_box(
         assert (drawn == drawn[0]).all()
 
 
-@pytest.mark.parametrize("cls", MASKS)
+@every_mask
 def test_every_token_can_be_hidden_and_visible(cls) -> None:
     grid = Grid(4, 5, 6)
-    mask = cls(mask_ratio=0.5)
+    mask = cls(mask_ratio=0.25)  # a rectangle of half the grid always covers its middle
     box = np.array([16.0, 16.0, 48.0, 64.0])
     drawn = np.stack([draw(mask, grid, box, i) for i in range(400)])
     assert drawn.any(axis=0).all()
@@ -106,7 +123,7 @@ def test_positions_are_hidden_equally_often_outside_the_box() -> None:
     assert np.abs(frequency[~inside] - 167 / 184).max() < 6 * math.sqrt(0.91 * 0.09 / 2000)
 
 
-@pytest.mark.parametrize("cls", MASKS)
+@every_mask
 def test_same_key_same_mask_and_another_key_another(cls) -> None:
     box = np.array([0.0, 0.0, 64.0, 64.0])
     first, again, other = (draw(cls(mask_ratio=0.5), VIDEOMAE, box, k) for k in ("a", "a", "b"))
@@ -120,6 +137,9 @@ def test_same_key_same_mask_and_another_key_another(cls) -> None:
         (TubeMask, 0.9, 8 * 176),
         (MotionBoxMask, 0.9, 8 * 176),
         (BlockMask, 0.75, 8 * 147),
+        (MGMMask, 0.75, 1176),  # MGM at 0.75
+        (SMMMask, 0.75, 1176),
+        (CubeMask, 0.4, 627),
         (RandomMask, 0.9, 1411),
         (FrameMask, 0.9, 7 * 196),
     ],
@@ -210,9 +230,12 @@ def test_centre_rule_hides_fewer_positions_of_a_small_overhang() -> None:
     assert all(draw(wide, VIDEOMAE, box, i)[0, 1] for i in range(50))
 
 
-def test_motion_box_without_motion_is_refused() -> None:
+@pytest.mark.parametrize("known", [None, ClipMotion()])
+def test_masks_without_the_motion_they_need_are_refused(known) -> None:
     with pytest.raises(ValueError, match="motion_box mask needs"):
-        MotionBoxMask().sample(VIDEOMAE, None, SIZE, keyed_rng(0))
+        MotionBoxMask().sample(VIDEOMAE, known, SIZE, keyed_rng(0))
+    with pytest.raises(ValueError, match="mgm mask needs"):
+        MGMMask().sample(VIDEOMAE, known, SIZE, keyed_rng(0))
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.75, 0.9])
@@ -270,7 +293,7 @@ def test_check_refuses_masks_that_teach_nothing(mask, what) -> None:
     assert "1568 tokens of a 8 x 14 x 14 grid" in str(caught.value)
 
 
-@pytest.mark.parametrize("cls", MASKS)
+@every_mask
 def test_check_accepts_the_defaults(cls) -> None:
     cls().check(VIDEOMAE)
 
@@ -280,10 +303,19 @@ def test_union_is_told_apart_by_name_and_lists_the_names() -> None:
     assert adapter.validate_python({"name": "motion_box"}) == MotionBoxMask(
         mask_ratio=0.9, inside_ratio=0.75
     )
-    with pytest.raises(ValidationError, match="'tube', 'random', 'frame', 'block', 'motion_box'"):
+    with pytest.raises(
+        ValidationError, match="'tube', 'random', 'frame', 'block', 'cube', 'motion_box'"
+    ):
         adapter.validate_python({"name": "tub"})
 
 
-def test_only_the_motion_box_reads_the_motion_store() -> None:
-    assert {cls for cls in MASKS if cls.needs} == {MotionBoxMask}
-    assert MotionBoxMask.needs == {"boxes"}
+def test_what_each_mask_reads() -> None:
+    needs = {name: set(cls().needs) for name, cls in zip(NAMES, MASKS, strict=True)}
+    reading = {name: need for name, need in needs.items() if need}
+    assert reading == {
+        "MotionBoxMask": {"boxes"},
+        "MGMMask-dense": {"vectors"},
+        "MGMMask-sparse": {"vectors"},
+    }
+    assert MGMMask(guide="flow").needs == {"flow"}
+    assert MGMMask(guide="vectors_or_flow").needs == {"vectors", "flow"}

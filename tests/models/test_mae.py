@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kinema.models.mae import DecoderConfig, MaskedAutoencoder
+from kinema.models.target_rule import ClipInputs
 from kinema.models.targets import PixelTarget
 from kinema.models.vit import ViTConfig
 
@@ -117,7 +118,7 @@ def test_every_parameter_gets_a_gradient(checkpointing) -> None:
     vit = VIT.model_copy(update={"activation_checkpointing": checkpointing})
     network = MaskedAutoencoder(vit, DECODER, 96)
     clip, mask = torch.rand(2, 3, 4, 16, 16), mask_of(list(range(24)), list(range(8, 32)))
-    TARGET.loss(network(clip, mask), TARGET.compute(clip, mask, vit)).backward()
+    TARGET.loss(network(clip, mask), TARGET.compute(ClipInputs(clip), mask, vit)).backward()
     assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
 
 
@@ -125,7 +126,7 @@ def test_loss_falls_when_one_clip_is_learned() -> None:
     torch.manual_seed(0)
     network = MaskedAutoencoder(VIT, DECODER, 96)
     clip, mask = torch.rand(1, 3, 4, 16, 16), mask_of([2, 9, 16, 23])
-    target = TARGET.compute(clip, mask, VIT)
+    target = TARGET.compute(ClipInputs(clip), mask, VIT)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
@@ -146,7 +147,7 @@ def test_vit_b_takes_a_step_at_full_size() -> None:
     mask = torch.zeros(1, 8, 196, dtype=torch.bool)
     mask[..., torch.randperm(196)[:176]] = True
     mask = mask.flatten(1)
-    loss = TARGET.loss(network(clip, mask), TARGET.compute(clip, mask, vit))
+    loss = TARGET.loss(network(clip, mask), TARGET.compute(ClipInputs(clip), mask, vit))
     loss.backward()
     assert loss.isfinite()
     for name, parameter in network.named_parameters():

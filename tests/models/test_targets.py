@@ -7,7 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from kinema.models.targets import PixelTarget, clip_of, patches
+from kinema.models.pixels import clip_of, patches
+from kinema.models.target_rule import ClipInputs, Wanted
+from kinema.models.targets import PixelTarget
 from kinema.models.vit import ViTConfig
 
 VIT = ViTConfig(image_size=12, patch_size=4, num_frames=4, embed_dim=12, depth=1, num_heads=2)
@@ -45,23 +47,29 @@ def reference(clip: np.ndarray, mask: np.ndarray, norm: str) -> np.ndarray:
     return np.stack(rows).reshape(len(clip), -1, 96)
 
 
+def pixels(clip: torch.Tensor, mask: torch.Tensor, norm: str = "per_channel") -> torch.Tensor:
+    return PixelTarget(norm=norm).compute(ClipInputs(clip), mask, VIT).values
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_agrees_with_the_loop_by_loop_reference(norm) -> None:
     clip, mask = random_clip(), random_mask()
-    got = PixelTarget(norm=norm).compute(clip, mask, VIT)
+    got = pixels(clip, mask, norm)
     assert got.dtype == torch.float64
     np.testing.assert_allclose(got.numpy(), reference(clip.numpy(), mask.numpy(), norm), atol=1e-10)
 
 
 def test_dim_is_1536_at_videomaes_sizes() -> None:
     assert PixelTarget().dim(ViTConfig()) == 1536
-    assert PixelTarget().compute(random_clip(), random_mask(), VIT).shape[-1] == PixelTarget().dim(
-        VIT
-    )
+    assert pixels(random_clip(), random_mask()).shape[-1] == PixelTarget().dim(VIT)
 
 
 def test_each_colour_of_each_token_is_normalised() -> None:
-    target = PixelTarget().compute(random_clip(), random_mask(), VIT).unflatten(-1, (32, 3))
+    target = (
+        PixelTarget()
+        .compute(ClipInputs(random_clip()), random_mask(), VIT)
+        .values.unflatten(-1, (32, 3))
+    )
     assert torch.allclose(target.mean(-2), torch.zeros(2, 7, 3, dtype=torch.float64), atol=1e-9)
     assert torch.allclose(target.std(-2), torch.ones(2, 7, 3, dtype=torch.float64), atol=1e-4)
 
@@ -69,24 +77,23 @@ def test_each_colour_of_each_token_is_normalised() -> None:
 @pytest.mark.parametrize("norm", ["per_channel", "joint"])
 def test_brightness_and_contrast_do_not_matter(norm) -> None:
     clip, mask = random_clip(), random_mask()
-    target = PixelTarget(norm=norm)
-    plain = target.compute(clip, mask, VIT)
-    assert torch.allclose(target.compute(0.5 * clip + 0.3, mask, VIT), plain, atol=1e-4)
+    plain = pixels(clip, mask, norm)
+    assert torch.allclose(pixels(0.5 * clip + 0.3, mask, norm), plain, atol=1e-4)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_flat_token_gives_finite_numbers(norm) -> None:
     clip = torch.full((1, 3, 4, 12, 12), 0.3)
-    target = PixelTarget(norm=norm).compute(clip, random_mask(1), VIT)
+    target = pixels(clip, random_mask(1), norm)
     assert target.isfinite().all()
     assert target.abs().max() < 0.5
 
 
 def test_half_precision_clips_are_normalised_in_single() -> None:
     clip = random_clip(dtype=torch.float32)
-    target = PixelTarget().compute(clip.half(), random_mask(), VIT)
+    target = pixels(clip.half(), random_mask())
     assert target.dtype == torch.float32
-    exact = PixelTarget().compute(clip.half().double(), random_mask(), VIT)
+    exact = pixels(clip.half().double(), random_mask())
     assert torch.allclose(target.double(), exact, atol=1e-4)
 
 
@@ -99,7 +106,7 @@ def test_patches_and_clip_of_are_inverse() -> None:
 def test_true_targets_invert_to_the_clip(norm) -> None:
     clip, mask = random_clip(), random_mask()
     target = PixelTarget(norm=norm)
-    restored = target.invert(target.compute(clip, mask, VIT), mask, clip, VIT)
+    restored = target.invert(pixels(clip, mask, norm), mask, clip, VIT)
     assert torch.allclose(restored, clip, atol=1e-9)
 
 
@@ -135,25 +142,27 @@ def test_visible_statistics_use_nothing_hidden() -> None:
 def test_loss_is_the_mean_squared_error() -> None:
     prediction, target = torch.rand(2, 3, 4), torch.rand(2, 3, 4)
     expected = np.square(prediction.numpy() - target.numpy()).mean()
-    assert PixelTarget().loss(prediction, target).item() == pytest.approx(expected)
+    assert PixelTarget().loss(prediction, Wanted(target)).item() == pytest.approx(expected)
 
 
 def test_loss_of_half_precision_predictions_is_single() -> None:
-    loss = PixelTarget().loss(torch.full((1, 2, 4), 300.0).half(), torch.zeros(1, 2, 4))
+    loss = PixelTarget().loss(torch.full((1, 2, 4), 300.0).half(), Wanted(torch.zeros(1, 2, 4)))
     assert loss.dtype == torch.float32
     assert loss.item() == 90_000  # above what half precision can hold
 
 
 def test_predicting_zero_costs_about_one() -> None:
-    target = PixelTarget().compute(random_clip(), random_mask(), VIT)
-    assert PixelTarget().loss(torch.zeros_like(target), target).item() == pytest.approx(1, abs=0.05)
+    target = pixels(random_clip(), random_mask())
+    assert PixelTarget().loss(torch.zeros_like(target), Wanted(target)).item() == pytest.approx(
+        1, abs=0.05
+    )
 
 
 def test_unequal_masks_are_refused() -> None:
     mask = random_mask()
     mask[0] = ~mask[0]
     with pytest.raises(ValueError, match="same number of tokens"):
-        PixelTarget().compute(random_clip(), mask, VIT)
+        pixels(random_clip(), mask)
 
 
 def test_unknown_norm_lists_the_known_ones() -> None:

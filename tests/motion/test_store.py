@@ -11,6 +11,7 @@ import pytest
 from kinema.errors import StoreError, VideoError
 from kinema.motion import store
 from kinema.motion.extractor import FrameBoxes, MotionConfig
+from kinema.motion.fields import FieldConfig
 from kinema.motion.flow import DIS, TVL1
 from kinema.motion.store import SCHEMA, MotionRow, MotionStore, row_digest
 
@@ -175,9 +176,10 @@ def test_a_reader_is_pickled_without_what_it_read(filled: MotionStore) -> None:
     np.testing.assert_array_equal(copy.boxes("b").boxes, reader.boxes("b").boxes)
 
 
-def test_tables_of_another_schema_are_not_written(filled: MotionStore) -> None:
-    with pytest.raises(StoreError, match="columns"):
-        filled.write_part(pa.table({"id": ["a"]}), "003")
+def test_rows_without_the_flow_that_is_asked_for_are_not_written(tmp_path: Path) -> None:
+    asking = MotionStore(str(tmp_path), MotionConfig(fields=FieldConfig()))
+    with pytest.raises(ValueError, match="part 003: 0 of 1 rows have dense flow"):
+        asking.write_part([row("a")], "003")
 
 
 def test_failures_are_a_table_beside_the_parts(filled: MotionStore) -> None:
@@ -195,5 +197,5 @@ def test_failed_videos_are_known_and_raise_when_asked_for(filled: MotionStore) -
     assert len(reader.boxes("a").frames) > 0
     with pytest.raises(VideoError, match=r"/videos/x\.mp4: no video stream"):
         reader.boxes("x")
-    with pytest.raises(StoreError, match="1 of 2 videos have no motion boxes: z"):
+    with pytest.raises(StoreError, match="1 of 2 videos have no motion in it: z"):
         filled.open(["x", "z"])

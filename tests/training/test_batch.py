@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from kinema.models.pixels import normalise
 from kinema.training.batch import (
     Batch,
     ErasingConfig,
@@ -11,7 +12,6 @@ from kinema.training.batch import (
     Sample,
     collate,
     mix,
-    normalise,
     random_erase,
     soft_labels,
     unit_range,

@@ -90,7 +90,7 @@ def test_cache_keeps_to_its_size_and_changes_nothing(entries: list[Entry]) -> No
     for size in (0, one_video, 2.5 * one_video, 1e9):
         cache = FrameCache(size)
         for entry in [*entries, *reversed(entries)]:
-            frames = cache.frames(entry, indices)
+            frames = cache.read(entry, indices, with_vectors=False).frames
             np.testing.assert_array_equal(frames, read_frames(entry.path, indices.tolist()))
             assert cache._bytes <= size
             assert cache._bytes == sum(video.nbytes for video in cache._videos.values())

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kinema.errors import ConfigError
 from kinema.models.classifier import MCAHead, PlainHead
+from kinema.models.pixels import normalise, unit_range
 from kinema.models.vit import ViTConfig
-from kinema.training.batch import normalise, unit_range
 from kinema.training.data import ClipSource, EvaluationClips, FrameCache, LoaderConfig, SampleKey
 from kinema.training.finetune import (
     FinetuneConfig,

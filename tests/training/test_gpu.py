@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from kinema.masking.masks import TubeMask
 from kinema.models.classifier import Classifier, MCAHead
 from kinema.models.mae import DecoderConfig, MaskedAutoencoder
+from kinema.models.pixels import normalise, unit_range
+from kinema.models.target_rule import ClipInputs
 from kinema.models.targets import PixelTarget
 from kinema.models.vit import ViTConfig
 from kinema.randomness import keyed_rng
-from kinema.training.batch import Batch, normalise, unit_range
+from kinema.training.batch import Batch
 from kinema.training.engine import Engine, EngineConfig
 from kinema.training.optim import OptimConfig
 
@@ -60,7 +62,7 @@ def test_vit_b_learns_under_deepspeed(stage: int) -> None:
         assert batch.mask is not None
         unit = unit_range(batch.clip)
         predicted = module(normalise(unit).to(engine.dtype), batch.mask)
-        return target.loss(predicted.float(), target.compute(unit, batch.mask, vit))
+        return target.loss(predicted.float(), target.compute(ClipInputs(unit), batch.mask, vit))
 
     losses = [engine.step([batch], loss_fn, 1e-4)[0] for _ in range(5)]
     assert losses[-1] < losses[0]

@@ -100,6 +100,8 @@ def test_a_box_follows_its_drawing_through_everything(key):
     found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     assert (found[:2] >= moved[:2] - 1).all()
     assert (found[2:] <= moved[2:] + 1).all()
+    if found[:2].min() == 0 or found[2:].max() == 64:
+        return  # of a slanted square that is partly out of view less is seen than its box holds
     # A slanted square touches its box with corners, which are drawn up to about two pixels short.
     assert np.abs(found - moved).max() <= 4
 

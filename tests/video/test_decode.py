@@ -242,7 +242,7 @@ def test_rotation_is_applied_to_frames_and_vectors(tmp_path: Path, rotation: int
     assert (info.height, info.width) == turned.shape[:2]
     assert info.rotation == -rotation % 360
     _, vectors = decode.read_frames_and_vectors(str(path), [5])
-    rows = vectors[0]
+    (rows,) = (moved.rows for moved in vectors if moved.index == 5)
     centres = np.stack([rows["dst_x"], rows["dst_y"]], 1) - [info.width / 2, info.height / 2]
     turn = np.array([[0, -1], [1, 0]])  # anticlockwise, seen with y down: row vectors
     stored = stored_vectors(path, 5)
@@ -300,19 +300,46 @@ def test_vectors_come_with_their_frames(long_video: Path) -> None:
     path = str(long_video)
     frames, vectors = decode.read_frames_and_vectors(path)
     np.testing.assert_array_equal(frames, decode.read_frames(path))
-    assert len(vectors) == 100
-    assert len(vectors[0]) == 0  # a key frame
-    assert {-1, 1} == set(np.concatenate(vectors)["source"].tolist())
-    some_frames, some = decode.read_frames_and_vectors(path, [30, 6])
-    np.testing.assert_array_equal(some_frames, frames[[30, 6]])
-    np.testing.assert_array_equal(some[0], vectors[30])
-    np.testing.assert_array_equal(some[1], vectors[6])
-    alone = list(decode.iterate_vectors(path, 4, 8))
-    both = list(decode.iterate_frames_and_vectors(path, 4, 8))
-    for index in range(4):
-        np.testing.assert_array_equal(alone[index], vectors[4 + index])
-        np.testing.assert_array_equal(both[index][0], frames[4 + index])
-        np.testing.assert_array_equal(both[index][1], vectors[4 + index])
+    assert [moved.index for moved in vectors] == list(range(100))
+    assert vectors[0].picture == "I"
+    assert len(vectors[0].rows) == 0
+    assert {moved.picture for moved in vectors} == {"I", "P", "B"}
+    assert {(moved.height, moved.width) for moved in vectors} == {frames.shape[1:3]}
+    assert {-1, 1} == set(np.concatenate([moved.rows for moved in vectors])["source"].tolist())
+    for moved, alone in zip(vectors[4:8], decode.iterate_vectors(path, 4, 8), strict=True):
+        assert (alone.index, alone.picture) == (moved.index, moved.picture)
+        np.testing.assert_array_equal(alone.rows, moved.rows)
+
+
+def test_vectors_of_a_part_reach_the_frames_it_may_refer_to(long_video: Path) -> None:
+    path = str(long_video)
+    whole = decode.read_frames_and_vectors(path)[1]
+    frames, part = decode.read_frames_and_vectors(path, [30, 25])
+    np.testing.assert_array_equal(frames, decode.read_frames(path, [30, 25]))
+    assert part[0].index == 25 - decode.ANCHOR_REACH
+    assert part[-1].picture != "B"
+    assert all(moved.picture == "B" for moved in part if moved.index in range(30, part[-1].index))
+    for moved in part:
+        np.testing.assert_array_equal(moved.rows, whole[moved.index].rows)
+    with pytest.raises(VideoError, match="has 100 frames; frame 100 was asked for"):
+        decode.read_frames_and_vectors(path, [20, 100])
+
+
+@pytest.mark.parametrize(
+    ("options", "exact"),
+    [
+        ({"bf": "0", "refs": "1"}, True),
+        ({"bf": "0", "refs": "3"}, False),
+        ({"bf": "2", "refs": "1"}, False),
+    ],
+)
+def test_vectors_are_exact_with_one_reference_and_no_b_frames(
+    tmp_path: Path, options: dict[str, str], exact: bool
+) -> None:
+    path = write(tmp_path / "v.mp4", 12, options=options)
+    assert decode.vectors_are_exact(str(path)) is exact
+    old = write(tmp_path / "v.avi", 12, "mpeg4", {"bf": "2"})
+    assert decode.vectors_are_exact(str(old))
 
 
 def test_codecs_without_vectors_are_named(tmp_path: Path) -> None:

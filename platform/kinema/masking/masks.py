@@ -7,86 +7,18 @@ All samples of a batch must hide equally many tokens, so `num_hidden` depends on
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from kinema.config import Config
-from kinema.errors import ConfigError
 from kinema.masking.grid import Grid, Overlap, inside_positions
+from kinema.masking.moving import MGMMask, SMMMask
+from kinema.masking.rule import BoolArray, MaskRule, Ratio, choose, floor_share, round_share
 
 if TYPE_CHECKING:
     from kinema.motion.clip import ClipMotion
-
-Ratio = Annotated[float, Field(ge=0, le=1)]
-BoolArray = npt.NDArray[np.bool_]
-
-# Products such as 0.29 * 100 fall just below the integer they mean.
-_ROUNDING_SLACK = 1e-9
-
-
-def floor_share(ratio: float, total: int) -> int:
-    """floor(ratio * total), where a product within 1e-9 of the next integer counts as it."""
-    return min(total, math.floor(ratio * total + _ROUNDING_SLACK))
-
-
-def round_share(ratio: float, total: int) -> int:
-    """ratio * total rounded to the nearest integer, halves up, with the same slack."""
-    return min(total, math.floor(ratio * total + 0.5 + _ROUNDING_SLACK))
-
-
-class MaskRule(Config):
-    """What every mask has: the share of tokens it hides, what it reads, and a way to draw it."""
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What must be in the motion store: `boxes`, or nothing."""
-
-    mask_ratio: Ratio = Field(default=0.9, description="share of the tokens that is hidden")
-
-    @abstractmethod
-    def num_hidden(self, grid: Grid) -> int:
-        """Hidden tokens of every clip on this grid."""
-
-    @abstractmethod
-    def sample(
-        self,
-        grid: Grid,
-        motion: ClipMotion | None,
-        image_size: tuple[int, int],
-        rng: np.random.Generator,
-    ) -> BoolArray:
-        """Draw the mask of one clip.
-
-        Args:
-            grid: the token grid.
-            motion: the clip's motion, in pixels of the network input; only masks that `need`
-                something read it.
-            image_size: (height, width) of the network input in pixels.
-            rng: where all randomness comes from.
-
-        Returns:
-            bool (slots, positions), True = hidden, with exactly `num_hidden(grid)` True.
-        """
-
-    def check(self, grid: Grid) -> None:
-        """Refuse a grid on which training would be meaningless.
-
-        Raises:
-            ConfigError: no token stays visible, or none is hidden.
-        """
-        hidden = self.num_hidden(grid)
-        if 0 < hidden < grid.tokens:
-            return
-        what = "hides none" if hidden == 0 else "leaves none visible"
-        raise ConfigError(
-            [
-                f"mask.mask_ratio: {self.mask_ratio} {what} of the {grid.tokens} tokens of a"
-                f" {grid} grid (slots x height x width); use another ratio or a finer grid"
-            ]
-        )
 
 
 class TubeMask(MaskRule):
@@ -106,7 +38,7 @@ class TubeMask(MaskRule):
         rng: np.random.Generator,
     ) -> BoolArray:
         """Draw one set of positions for all slots; motion is not read."""
-        positions = _choose(np.arange(grid.positions), self.num_hidden(grid) // grid.slots, rng)
+        positions = choose(np.arange(grid.positions), self.num_hidden(grid) // grid.slots, rng)
         return _tube(positions, grid)
 
 
@@ -128,7 +60,7 @@ class RandomMask(MaskRule):
     ) -> BoolArray:
         """Draw tokens from the whole clip; motion is not read."""
         mask = np.zeros(grid.tokens, dtype=np.bool_)
-        mask[_choose(np.arange(grid.tokens), self.num_hidden(grid), rng)] = True
+        mask[choose(np.arange(grid.tokens), self.num_hidden(grid), rng)] = True
         return mask.reshape(grid.slots, grid.positions)
 
 
@@ -150,7 +82,7 @@ class FrameMask(MaskRule):
     ) -> BoolArray:
         """Draw slots; motion is not read."""
         mask = np.zeros((grid.slots, grid.positions), dtype=np.bool_)
-        mask[_choose(np.arange(grid.slots), self.num_hidden(grid) // grid.positions, rng)] = True
+        mask[choose(np.arange(grid.slots), self.num_hidden(grid) // grid.positions, rng)] = True
         return mask
 
 
@@ -186,9 +118,71 @@ class BlockMask(MaskRule):
         hidden = np.zeros((grid.height, grid.width), dtype=np.bool_)
         hidden[top : top + height, left : left + width] = True
         edge = left if rng.random() < 0.5 else left + width - 1
-        surplus = _choose(np.arange(top, top + height), height * width - count, rng)
+        surplus = choose(np.arange(top, top + height), height * width - count, rng)
         hidden[surplus, edge] = False
         return _tube(np.flatnonzero(hidden), grid)
+
+
+class CubeMask(MaskRule):
+    """Cuboids of space and time at random places until enough is hidden (MaskFeat, section 4.1).
+
+    A cuboid spans any number of slots, covers `min_area` to `max_area` of a slot, and is at most
+    1 / `min_aspect` times as high as wide, or as wide as high. The last one is cut at random.
+    """
+
+    name: Literal["cube"] = "cube"
+    mask_ratio: Ratio = Field(default=0.4, description="share of the tokens that is hidden")
+    min_area: Ratio = Field(default=0.08, description="of a cuboid, as a share of a slot")
+    max_area: Ratio = Field(default=0.4, description="of a cuboid, as a share of a slot")
+    min_aspect: float = Field(default=0.3, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_areas(self) -> Self:
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area {self.min_area} exceeds max_area {self.max_area}")
+        return self
+
+    def num_hidden(self, grid: Grid) -> int:
+        """floor(mask_ratio * tokens)."""
+        return floor_share(self.mask_ratio, grid.tokens)
+
+    def sample(
+        self,
+        grid: Grid,
+        motion: ClipMotion | None,
+        image_size: tuple[int, int],
+        rng: np.random.Generator,
+    ) -> BoolArray:
+        """Draw cuboids, each around a token that is still visible; motion is not read."""
+        mask = np.zeros((grid.slots, grid.height, grid.width), dtype=np.bool_)
+        missing = self.num_hidden(grid)
+        while missing > 0:
+            cuboid = self._cuboid(grid, rng, at=int(rng.choice(np.flatnonzero(~mask))))
+            fresh = np.flatnonzero(cuboid & ~mask)
+            fresh = choose(fresh, missing, rng) if len(fresh) > missing else fresh
+            mask.reshape(-1)[fresh] = True
+            missing -= len(fresh)
+        return mask.reshape(grid.slots, grid.positions)
+
+    def _cuboid(self, grid: Grid, rng: np.random.Generator, at: int) -> BoolArray:
+        """A random cuboid that holds the token `at`, cut to the grid."""
+        area = rng.uniform(self.min_area, self.max_area) * grid.positions
+        aspect = math.exp(rng.uniform(math.log(self.min_aspect), -math.log(self.min_aspect)))
+        wanted = (
+            float(rng.integers(1, grid.slots + 1)),
+            math.sqrt(area * aspect),
+            math.sqrt(area / aspect),
+        )
+        cuboid = np.zeros((grid.slots, grid.height, grid.width), dtype=np.bool_)
+        place = []
+        for length, size, centre in zip(
+            wanted, cuboid.shape, np.unravel_index(at, cuboid.shape), strict=True
+        ):
+            side = min(max(round(length), 1), size)
+            start = int(np.clip(centre - rng.integers(side), 0, size - side))
+            place.append(slice(start, start + side))
+        cuboid[tuple(place)] = True
+        return cuboid
 
 
 class MotionBoxMask(MaskRule):
@@ -200,8 +194,6 @@ class MotionBoxMask(MaskRule):
     positions.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"boxes"})
-
     name: Literal["motion_box"] = "motion_box"
     inside_ratio: Ratio = Field(
         default=0.75, description="share of the positions in the box that is hidden"
@@ -210,6 +202,11 @@ class MotionBoxMask(MaskRule):
         default="overlap",
         description="a position is inside when it overlaps the box, or by its centre",
     )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The clip's motion box."""
+        return frozenset({"boxes"})
 
     def num_hidden(self, grid: Grid) -> int:
         """slots * floor(mask_ratio * positions)."""
@@ -238,24 +235,25 @@ class MotionBoxMask(MaskRule):
         """Draw positions inside and outside the clip's box, the same for every slot.
 
         Raises:
-            ValueError: `motion` is None.
+            ValueError: `motion` holds no boxes.
         """
-        if motion is None:
+        if motion is None or motion.boxes is None:
             raise ValueError("the motion_box mask needs the clip's motion box, got None")
-        inside = inside_positions(grid, motion.box, image_size, self.overlap)
+        inside = inside_positions(grid, motion.boxes.box, image_size, self.overlap)
         num_hidden_inside, _ = self.quota(int(inside.sum()), grid.positions)
         num_hidden_outside = self.num_hidden(grid) // grid.slots - num_hidden_inside
         positions = np.concatenate(
             [
-                _choose(np.flatnonzero(inside), num_hidden_inside, rng),
-                _choose(np.flatnonzero(~inside), num_hidden_outside, rng),
+                choose(np.flatnonzero(inside), num_hidden_inside, rng),
+                choose(np.flatnonzero(~inside), num_hidden_outside, rng),
             ]
         )
         return _tube(positions, grid)
 
 
 Mask = Annotated[
-    TubeMask | RandomMask | FrameMask | BlockMask | MotionBoxMask, Field(discriminator="name")
+    TubeMask | RandomMask | FrameMask | BlockMask | CubeMask | MotionBoxMask | SMMMask | MGMMask,
+    Field(discriminator="name"),
 ]
 """Every mask there is, told apart by `name`."""
 
@@ -277,13 +275,6 @@ def mask_statistics(mask: BoolArray, inside: BoolArray) -> dict[str, float]:
         "inside_ratio": float(mask[inside].mean()) if inside.any() else math.nan,
         "inside_share": float(inside.mean()),
     }
-
-
-def _choose(
-    candidates: npt.NDArray[np.intp], count: int, rng: np.random.Generator
-) -> npt.NDArray[np.intp]:
-    """`count` different candidates, each set equally likely."""
-    return rng.choice(candidates, size=count, replace=False)
 
 
 def _tube(positions: npt.NDArray[np.intp], grid: Grid) -> BoolArray:

@@ -1,4 +1,8 @@
-"""The motion boxes of one clip, in the pixels the network sees (MOFO 3.1 to 3.3)."""
+"""Where one clip moves, in the pixels the network sees: boxes (MOFO 3.1 to 3.3), fields (MGM 3.3).
+
+Time is cut alike for both: a slot owns the motion from its first sampled frame to the next slot's,
+at the video's own rate, and the last slot that to the clip's end.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +28,8 @@ class BoxSource(Protocol):
 
 
 @dataclass(frozen=True)
-class ClipMotion:
-    """Where a clip moves.
+class ClipBoxes:
+    """The motion boxes of a clip.
 
     Attributes:
         box: (4,) float64 xyxy in network-input pixels, never NaN.
@@ -38,13 +42,40 @@ class ClipMotion:
     fallback: bool
 
 
-def clip_motion(
+@dataclass(frozen=True)
+class SlotField:
+    """How much every part of a clip moves in every slot.
+
+    Attributes:
+        points: (M, 2) float64 x, y in network-input pixels, the centres of the cells in view.
+        magnitude: (slots, M) float64, length of the cell's motion, summed over the slot's raw
+            frames, in network-input pixels.
+    """
+
+    points: npt.NDArray[np.float64]
+    magnitude: npt.NDArray[np.float64]
+
+    @property
+    def still(self) -> bool:
+        """Whether nothing in view moves."""
+        return not self.magnitude.any()
+
+
+@dataclass(frozen=True)
+class ClipMotion:
+    """What is known about the motion of a clip; the parts that nobody asked for are None."""
+
+    boxes: ClipBoxes | None = None
+    field: SlotField | None = None
+
+
+def clip_boxes(
     frame_boxes: FrameBoxes,
     indices: npt.NDArray[np.int64],
     transform: geometry.Transform,
     tubelet_size: int,
     reduce: Reduce = "clip",
-) -> ClipMotion:
+) -> ClipBoxes:
     """The boxes of a clip after its crop, resize and flip.
 
     Every frame's box goes through the transform before they are joined, so that motion outside the
@@ -74,7 +105,49 @@ def clip_motion(
         box = centred_box(transform.size)
     slots = _slot_boxes(boxes, frame_boxes.frames, indices[::tubelet_size], span)
     slots = np.where(np.isnan(slots), box, slots)
-    return ClipMotion(box=np.asarray(box, dtype=np.float64), boxes=slots, fallback=fallback)
+    return ClipBoxes(box=np.asarray(box, dtype=np.float64), boxes=slots, fallback=fallback)
+
+
+def slot_field(
+    frames: npt.NDArray[np.int64],
+    fields: npt.NDArray[np.float32],
+    cell: tuple[float, float],
+    indices: npt.NDArray[np.int64],
+    transform: geometry.Transform,
+    tubelet_size: int,
+) -> SlotField:
+    """The motion of a clip's slots after its crop, resize and flip.
+
+    Args:
+        frames: (F,) ascending frames of the video to which `fields` belong: a field says how its
+            frame came from the one before.
+        fields: (F, rows, columns, 2) float32 x, y in source pixels per frame.
+        cell: width and height of a field's cell in source pixels, counted from the top left corner.
+        indices: (T,) the clip's frames, not descending; T is a multiple of `tubelet_size`.
+        transform: source frame -> network input.
+        tubelet_size: sampled frames per slot.
+
+    Returns:
+        The cells whose centres the clip shows. A slot without time of its own, as in a clip that
+        repeats the last frame, takes the field of its frame.
+    """
+    rows, columns = fields.shape[1:3]
+    x, y = np.meshgrid((np.arange(columns) + 0.5) * cell[0], (np.arange(rows) + 0.5) * cell[1])
+    points = transform.points(np.stack([x, y], axis=-1).reshape(-1, 2))
+    height, width = transform.size
+    seen = ((points >= 0) & (points < [width, height])).all(axis=1)
+    source_height, source_width = transform.source_size
+    seen &= (x.reshape(-1) < source_width) & (y.reshape(-1) < source_height)
+    starts = indices[::tubelet_size]
+    stops = np.append(starts[1:], indices[-1])
+    magnitude = []
+    for start, stop in zip(starts, stops, strict=True):
+        first = int(np.searchsorted(frames, start, side="right" if stop > start else "left"))
+        end = int(np.searchsorted(frames, stop, side="right"))
+        first = min(first, len(frames) - 1)
+        span = fields[first : max(end, first + 1)].reshape(-1, rows * columns, 2)[:, seen]
+        magnitude.append(np.linalg.norm(transform.displacements(span), axis=-1).sum(axis=0))
+    return SlotField(points[seen], np.stack(magnitude))
 
 
 def centred_box(size: tuple[int, int]) -> Boxes:

@@ -1,4 +1,4 @@
-"""From a video's frames to one motion box per pair of frames (MOFO 3.1).
+"""From a video's frames to one motion box per pair of frames (MOFO 3.1), and to dense flow (MME).
 
 What it reaches with the defaults, mean per-frame IoU: see `agreement`.
 """
@@ -17,16 +17,17 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from kinema.errors import KinemaError
+from kinema.motion.fields import FieldCollector, FieldConfig, StoredFields
 from kinema.motion.flow import TVL1, CodecVectors, Flow, Grey, MotionSource, to_grey
 from kinema.motion.regions import RELEASED, RegionConfig, find_box_and_peak, motion_map
 
 # Part of every digest and store name: raise it by hand whenever results change for unchanged
 # settings, so that stored boxes are made again instead of being mixed with new ones.
-EXTRACTOR_VERSION = 1
+EXTRACTOR_VERSION = 2
 
 
 class MotionConfig(RegionConfig):
-    """Everything that decides the motion boxes of a video."""
+    """Everything that decides the motion boxes of a video, and which dense flow is kept."""
 
     released: ClassVar[dict[str, Any]] = {**RELEASED, "flow": {"name": "tvl1", "data_weight": 0.15}}
 
@@ -35,6 +36,9 @@ class MotionConfig(RegionConfig):
     flow_short_side: int = Field(
         224, ge=16, description="frames are reduced to this short side before flow, never enlarged"
     )
+    fields: FieldConfig | None = Field(
+        None, description="dense flow to keep, for tracks and flow targets; null = boxes alone"
+    )
 
     @model_validator(mode="after")
     def _vectors_are_consecutive(self) -> Self:
@@ -42,6 +46,8 @@ class MotionConfig(RegionConfig):
             raise ValueError(
                 f"flow vectors link neighbouring frames: step must be 1, not {self.step}"
             )
+        if isinstance(self.flow, CodecVectors) and self.fields is not None:
+            raise ValueError("flow vectors comes with the frames: fields must be null")
         return self
 
 
@@ -67,15 +73,24 @@ class FrameBoxes:
             )
 
 
-def extract_boxes(frames: Iterable[npt.NDArray[np.uint8]], cfg: MotionConfig) -> FrameBoxes:
-    """Motion boxes of a video by optical flow, in constant memory.
+@dataclass(frozen=True)
+class Extraction:
+    """What is kept of one video: its boxes, and its dense flow if `fields` asks for it."""
+
+    boxes: FrameBoxes
+    fields: StoredFields | None = None
+
+
+def extract_motion(frames: Iterable[npt.NDArray[np.uint8]], cfg: MotionConfig) -> Extraction:
+    """Motion boxes and dense flow of a video, in the memory of what is kept and a few frames.
 
     Args:
         frames: (H, W, 3) uint8 RGB each, in order, at the video's own rate.
         cfg: `cfg.flow` must estimate flow; codec vectors go to `extract_boxes_from_vectors`.
 
     Raises:
-        KinemaError: fewer than `step + 1` frames, or frames of different sizes.
+        KinemaError: fewer than `step + 1` or `fields.stride + 1` frames, or frames of different
+            sizes.
     """
     if isinstance(cfg.flow, CodecVectors):
         raise KinemaError(
@@ -83,14 +98,21 @@ def extract_boxes(frames: Iterable[npt.NDArray[np.uint8]], cfg: MotionConfig) ->
         )
     with _single_threaded():
         greys = _Greys(frames, cfg)
-        flows = _flows(greys, cfg)
+        collector = FieldCollector(cfg.fields, cfg.flow.estimator()) if cfg.fields else None
+        flows = _flows(greys, cfg, collector)
         maps = _motion_maps(flows, cfg)
         boxes, peaks = _boxes(maps, cfg)
-    if not boxes:
-        raise KinemaError(
-            f"a motion box needs {cfg.step + 1} frames (step {cfg.step}), got {greys.count}"
-        )
-    return _frame_boxes(boxes, peaks, greys.source_per_pixel(), cfg.step)
+    needed = max(cfg.step, cfg.fields.stride if cfg.fields else 0) + 1
+    if greys.count < needed:
+        raise KinemaError(f"its motion needs {needed} frames, got {greys.count}")
+    scale = greys.source_per_pixel()
+    stored = collector.collected(scale, greys.source_size()) if collector else None
+    return Extraction(_frame_boxes(boxes, peaks, scale, cfg.step), stored)
+
+
+def extract_boxes(frames: Iterable[npt.NDArray[np.uint8]], cfg: MotionConfig) -> FrameBoxes:
+    """The boxes of `extract_motion` alone."""
+    return extract_motion(frames, cfg.model_copy(update={"fields": None})).boxes
 
 
 def extract_boxes_from_vectors(
@@ -122,7 +144,7 @@ def extract_boxes_from_vectors(
 
 
 class _Greys:
-    """Every `step`-th frame, grey and reduced; remembers the sizes it saw."""
+    """Index and picture, grey and reduced, of the frames that are used; remembers their size."""
 
     def __init__(self, frames: Iterable[npt.NDArray[np.uint8]], cfg: MotionConfig) -> None:
         self._frames, self._cfg = frames, cfg
@@ -130,7 +152,7 @@ class _Greys:
         self._reduced: tuple[int, int] | None = None
         self.count = 0
 
-    def __iter__(self) -> Iterator[Grey]:
+    def __iter__(self) -> Iterator[tuple[int, Grey]]:
         for index, frame in enumerate(self._frames):
             self.count = index + 1
             size = frame.shape[:2]
@@ -140,8 +162,8 @@ class _Greys:
                 self._reduced = round(size[0] * scale), round(size[1] * scale)
             elif size != self._source:
                 raise KinemaError(f"frame {index} is {size}, the frames before {self._source}")
-            if index % self._cfg.step == 0:
-                yield self._reduce(to_grey(frame))
+            if self._cfg.fields is not None or index % self._cfg.step == 0:
+                yield index, self._reduce(to_grey(frame))
 
     def _reduce(self, grey: Grey) -> Grey:
         assert self._reduced is not None
@@ -149,6 +171,11 @@ class _Greys:
             return grey
         rows, columns = self._reduced
         return cv2.resize(grey, (columns, rows), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+
+    def source_size(self) -> tuple[int, int]:
+        """Height and width of the frames as they came."""
+        assert self._source is not None
+        return self._source
 
     def source_per_pixel(self) -> tuple[float, float]:
         """Source pixels per pixel of the reduced frames, x and y."""
@@ -161,14 +188,24 @@ def _reduction(height: int, width: int, cfg: MotionConfig) -> float:
     return min(1.0, cfg.flow_short_side / min(height, width))
 
 
-def _flows(greys: Iterable[Grey], cfg: MotionConfig) -> Iterator[Flow]:
-    """Flow of consecutive grey frames, in pixels per frame of the video."""
+def _flows(
+    greys: Iterable[tuple[int, Grey]], cfg: MotionConfig, collector: FieldCollector | None
+) -> Iterator[Flow]:
+    """Flow between every `step`-th grey frame, in pixels per frame of the video.
+
+    `collector` sees every frame; where it estimates the same flow, that is used.
+    """
     assert not isinstance(cfg.flow, CodecVectors)
     estimate = cfg.flow.estimator()
+    shared = cfg.fields is not None and cfg.step == cfg.fields.stride == 1
     previous: Grey | None = None
-    for grey in greys:
+    for index, grey in greys:
+        collected = None if collector is None else collector.add(grey)
+        if index % cfg.step:
+            continue
         if previous is not None:
-            yield estimate(previous, grey) / np.float32(cfg.step)
+            flow = collected if shared and collected is not None else estimate(previous, grey)
+            yield flow / np.float32(cfg.step)
         previous = grey
 
 

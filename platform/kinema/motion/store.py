@@ -1,8 +1,9 @@
-"""The motion store: the boxes of many videos as Parquet files beside their parameters.
+"""The motion store: boxes and dense flow of many videos as Parquet beside their parameters.
 
-Layout: `<root>/motion/<fingerprint>/{store.json, part-*.parquet, failures.parquet}`. The
-fingerprint covers the parameters, the extractor's version and the schema's, so boxes made in
-different ways never meet in one folder. Each file appears whole or not at all.
+Layout: `<root>/motion/<fingerprint>/{store.json, part-*.parquet, fields-*.parquet,
+failures.parquet}`. The fingerprint covers the parameters, the extractor's version and the schema's,
+so motion found in different ways never meets in one folder. Each file appears whole or not at all,
+and dense flow (`field_store`) before the part that lists its videos.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ from kinema import storage
 from kinema.config import fingerprint
 from kinema.errors import StorageError, StoreError, VideoError
 from kinema.motion.extractor import EXTRACTOR_VERSION, FrameBoxes, MotionConfig
+from kinema.motion.field_store import (
+    FieldReader,
+    Stretch,
+    copy_without,
+    list_stretches,
+    write_fields,
+)
+from kinema.motion.fields import FlowRun, StoredFields
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 # Four numbers, but not a list of fixed size: Arrow cannot read those back from Parquet when one is
 # null ("Expected all lists to be of size=4").
 BOX = pa.list_(pa.float32())
@@ -47,7 +56,7 @@ COMMAND = "python jobs/extract_motion.py"
 
 @dataclass(frozen=True)
 class MotionRow:
-    """The boxes of one video with what they were made from."""
+    """The motion of one video with what it was made from."""
 
     id: str
     video_digest: str
@@ -56,6 +65,7 @@ class MotionRow:
     num_frames: int
     fps: float
     boxes: FrameBoxes
+    fields: StoredFields | None = None
 
 
 def row_digest(video_digest: str, cfg: MotionConfig) -> str:
@@ -86,7 +96,7 @@ def _record(row: MotionRow, cfg: MotionConfig) -> dict[str, Any]:
 
 
 class MotionStore:
-    """The boxes made with one set of parameters, under `root_uri` (a folder or any URI)."""
+    """The motion found with one set of parameters, under `root_uri` (a folder or any URI)."""
 
     def __init__(self, root_uri: str, cfg: MotionConfig) -> None:
         self.cfg = cfg
@@ -115,14 +125,26 @@ class MotionStore:
                     )
         return found
 
-    def write_part(self, rows: Sequence[MotionRow] | pa.Table, name: str) -> str:
-        """Write `part-<name>.parquet`, replacing one of that name, and return its URI."""
-        table = rows if isinstance(rows, pa.Table) else to_table(rows, self.cfg)
-        if not table.schema.equals(SCHEMA):
-            raise StoreError(f"part {name}: its columns are not those of a motion store")
+    def field_files(self) -> list[str]:
+        """URIs of the files of dense flow, sorted."""
+        return [uri for uri in storage.list_files(self.uri, ".parquet") if "/fields-" in uri]
+
+    def write_part(self, rows: Sequence[MotionRow], name: str) -> str:
+        """Write `part-<name>.parquet` and, where fields are kept, `fields-<name>.parquet`.
+
+        Files of those names are replaced. Returns the part's URI.
+
+        Raises:
+            ValueError: a row has no fields although the parameters ask for them, or the reverse.
+        """
+        fields = {row.id: row.fields for row in rows if row.fields is not None}
+        if len(fields) != (len(rows) if self.cfg.fields else 0):
+            raise ValueError(f"part {name}: {len(fields)} of {len(rows)} rows have dense flow")
         self._describe()
+        if fields:
+            write_fields(storage.join(self.uri, f"fields-{name}.parquet"), fields)
         uri = storage.join(self.uri, f"part-{name}.parquet")
-        storage.write_table(uri, table)
+        storage.write_table(uri, to_table(rows, self.cfg))
         return uri
 
     def write_failures(self, failures: Iterable[tuple[str, str, str]]) -> str:
@@ -156,10 +178,13 @@ class MotionStore:
             else:
                 storage.remove(part)
             removed += count
+        for file in self.field_files() if removed else []:
+            if not set(unwanted.to_pylist()).isdisjoint(video for video, _ in _stretches(file)):
+                copy_without(file, set(unwanted.to_pylist()), file)
         return removed
 
     def open(self, ids: Iterable[str]) -> MotionReader:
-        """A reader for these videos; boxes are read from a part when first asked for.
+        """A reader for these videos; motion is read from a file when first asked for.
 
         Videos that extraction failed on are the reader's `failed`.
 
@@ -178,10 +203,28 @@ class MotionStore:
         if missing:
             some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise StoreError(
-                f"{self.uri}: {len(missing)} of {len(wanted)} videos have no motion boxes: {some}; "
+                f"{self.uri}: {len(missing)} of {len(wanted)} videos have no motion in it: {some}; "
                 f"run {COMMAND} with the same motion settings"
             )
-        return MotionReader(where, {video: failed[video] for video in wanted & failed.keys()})
+        fields = self._where_fields(where.keys()) if self.cfg.fields else {}
+        without = sorted(where.keys() - fields.keys()) if self.cfg.fields else []
+        if without:
+            raise StoreError(
+                f"{self.uri}: {len(without)} videos have boxes but no dense flow, first"
+                f" {without[0]}; remove the folder and run {COMMAND}"
+            )
+        return MotionReader(
+            where, {video: failed[video] for video in wanted & failed.keys()}, FieldReader(fields)
+        )
+
+    def _where_fields(self, wanted: Iterable[str]) -> dict[str, tuple[str, list[Stretch]]]:
+        ids = set(wanted)
+        found: dict[str, tuple[str, list[Stretch]]] = {}
+        for file in self.field_files():
+            for video, stretch in _stretches(file):
+                if video in ids:
+                    found.setdefault(video, (file, []))[1].append(stretch)
+        return found
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -221,14 +264,16 @@ class MotionStore:
 
 
 class MotionReader:
-    """Boxes by video id. Cheap to pickle: what was read stays behind.
+    """Motion by video id. Cheap to pickle: what was read stays behind.
 
     Attributes:
         failed: why there are none, for the videos that extraction failed on.
     """
 
-    def __init__(self, where: Mapping[str, str], failed: Mapping[str, VideoError]) -> None:
-        self._where = dict(where)
+    def __init__(
+        self, where: Mapping[str, str], failed: Mapping[str, VideoError], fields: FieldReader
+    ) -> None:
+        self._where, self._fields = dict(where), fields
         self.failed = dict(failed)
         self._tables: dict[str, tuple[pa.Table, dict[str, int]]] = {}
 
@@ -236,7 +281,12 @@ class MotionReader:
         return len(self._where)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_where": self._where, "failed": self.failed, "_tables": {}}
+        return {
+            "_where": self._where,
+            "_fields": self._fields,
+            "failed": self.failed,
+            "_tables": {},
+        }
 
     def boxes(self, video_id: str) -> FrameBoxes:
         """The boxes of one video.
@@ -245,11 +295,7 @@ class MotionReader:
             VideoError: extraction failed on this video.
             StoreError: the video is not among those the reader was opened for, or a damaged part.
         """
-        if video_id in self.failed:
-            failure = self.failed[video_id]
-            raise VideoError(failure.path, failure.why)
-        if video_id not in self._where:
-            raise StoreError(f"{video_id}: the motion store was not opened for this video")
+        self._require(video_id)
         table, rows = self._part(self._where[video_id])
         row = table.slice(rows[video_id], 1)
         boxes = row.column("boxes")[0].as_py()
@@ -261,6 +307,23 @@ class MotionReader:
             ).reshape(-1, 4),
             peaks=np.array(row.column("peaks")[0].as_py(), dtype=np.float32),
         )
+
+    def flow(self, video_id: str, first: int, last: int) -> FlowRun:
+        """Dense flow that starts at frames `first` to `last` of one video, as far as there is any.
+
+        Raises:
+            VideoError: extraction failed on this video.
+            StoreError: as `boxes`, or no dense flow was kept.
+        """
+        self._require(video_id)
+        return self._fields.run(video_id, first, last)
+
+    def _require(self, video_id: str) -> None:
+        if video_id in self.failed:
+            failure = self.failed[video_id]
+            raise VideoError(failure.path, failure.why)
+        if video_id not in self._where:
+            raise StoreError(f"{video_id}: the motion store was not opened for this video")
 
     def _part(self, part: str) -> tuple[pa.Table, dict[str, int]]:
         if part not in self._tables:
@@ -282,6 +345,14 @@ def _read(part: str, columns: list[str]) -> pa.Table:
     if not table.schema.equals(expected):
         raise StoreError(f"{part}: damaged (unexpected columns); remove it and run {COMMAND}")
     return table
+
+
+def _stretches(file: str) -> list[tuple[str, Stretch]]:
+    """The videos of a file of dense flow; a damaged one is named."""
+    try:
+        return list(list_stretches(file))
+    except StorageError as error:
+        raise StoreError(f"{file}: damaged ({error}); remove it and run {COMMAND}") from error
 
 
 def _read_description(uri: str) -> dict[str, Any]:

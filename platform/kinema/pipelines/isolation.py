@@ -10,22 +10,27 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 
 from kinema.config import fingerprint
 from kinema.errors import KinemaError, VideoError
 from kinema.motion.extractor import (
+    Extraction,
     FrameBoxes,
     MotionConfig,
-    extract_boxes,
     extract_boxes_from_vectors,
+    extract_motion,
 )
+from kinema.motion.fields import StoredFields
 from kinema.motion.flow import CodecVectors
 from kinema.motion.store import MotionRow
-from kinema.motion.vectors import rasterise_vectors
-from kinema.video.decode import content_digest, iterate_frames, iterate_frames_and_vectors
+from kinema.motion.vectors import iterate_fields
+from kinema.video.decode import content_digest, iterate_frames, iterate_vectors
 from kinema.video.manifest import Entry
+
+Moving = TypeVar("Moving", FrameBoxes, StoredFields)
 
 ATTEMPTS = 2
 """A video that ends its process gets one more chance: the machine may have been to blame."""
@@ -44,7 +49,7 @@ def video_digest(entry: Entry) -> str:
 
 
 def extract_one(entry: Entry, config: MotionConfig) -> MotionRow:
-    """Decode one video and find its motion boxes; frame indices are those of the whole file.
+    """Decode one video and find its motion; frame indices are those of the whole file.
 
     Raises:
         KinemaError: the video cannot be read, or has too few frames.
@@ -52,9 +57,9 @@ def extract_one(entry: Entry, config: MotionConfig) -> MotionRow:
     digest = video_digest(entry)
     span = entry.frame_range()
     if isinstance(config.flow, CodecVectors):
-        boxes = _from_vectors(entry, config)
+        found = Extraction(_from_vectors(entry, config))
     else:
-        boxes = extract_boxes(iterate_frames(entry.path, span.start, span.stop), config)
+        found = extract_motion(iterate_frames(entry.path, span.start, span.stop), config)
     return MotionRow(
         id=entry.id,
         video_digest=digest,
@@ -62,17 +67,23 @@ def extract_one(entry: Entry, config: MotionConfig) -> MotionRow:
         height=entry.height,
         num_frames=entry.num_frames,
         fps=entry.fps,
-        boxes=replace(boxes, frames=(boxes.frames + span.start).astype(np.int32)),
+        boxes=_from(span.start, found.boxes),
+        fields=None if found.fields is None else _from(span.start, found.fields),
     )
+
+
+def _from(start: int, found: Moving) -> Moving:
+    """The same with frames counted from the start of the file."""
+    return replace(found, frames=(found.frames + start).astype(np.int32))
 
 
 def _from_vectors(entry: Entry, config: MotionConfig) -> FrameBoxes:
     assert isinstance(config.flow, CodecVectors)
-    span, grid = entry.frame_range(), config.flow.grid
-    decoded = iterate_frames_and_vectors(entry.path, span.start, span.stop)
-    height, width = next(decoded)[0].shape[:2]  # its vectors belong to the frame before the range
-    fields = (rasterise_vectors(vectors, height, width, grid) for _, vectors in decoded)
-    return extract_boxes_from_vectors(fields, height, width, config)
+    span = entry.frame_range()
+    frames = iterate_vectors(entry.path, span.start, span.stop)
+    fields = (field for _, field in iterate_fields(frames, config.flow.grid))
+    next(fields)  # links the first frame to the one before the range
+    return extract_boxes_from_vectors(fields, entry.height, entry.width, config)
 
 
 @dataclass(frozen=True)

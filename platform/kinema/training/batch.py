@@ -1,9 +1,9 @@
-"""What a batch is, and what happens to it on the device: normalising, mixup, cutmix."""
+"""What a batch is, and what happens to its clips: erasing, mixup, cutmix."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,11 +12,9 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from kinema.config import Config
+from kinema.models.pixels import PIXEL_MEAN, PIXEL_STD, unit_range
+from kinema.models.target_rule import ClipInputs
 from kinema.randomness import keyed_rng
-
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-"""ImageNet channel means that all four papers normalise with."""
-PIXEL_STD = (0.229, 0.224, 0.225)
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -27,7 +25,8 @@ class Sample:
 
     `key` names the draw (video, epoch, repetition) or, in evaluation, the video; `clip` uint8
     (3, T, H, W); `mask` bool (tokens,), True = hidden, or None; `inner` bool (tokens,), True = the
-    token overlaps the motion box of its slot, or None; `label` -1 when unknown.
+    token overlaps the motion box of its slot, or None; `label` -1 when unknown; `motion` what the
+    target asked for, see `models.target_rule.ClipInputs`, frames in uint8.
     """
 
     key: str
@@ -36,6 +35,7 @@ class Sample:
     mask: np.ndarray | None = None
     inner: np.ndarray | None = None
     statistics: dict[str, float] | None = None
+    motion: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Batch:
     mask: Tensor | None
     inner: Tensor | None
     statistics: dict[str, Tensor]
+    motion: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
@@ -57,6 +58,19 @@ class Batch:
             labels=self.labels.to(device, non_blocking=True),
             mask=None if self.mask is None else self.mask.to(device, non_blocking=True),
             inner=None if self.inner is None else self.inner.to(device, non_blocking=True),
+            motion={
+                name: tensor.to(device, non_blocking=True) for name, tensor in self.motion.items()
+            },
+        )
+
+    def inputs(self) -> ClipInputs:
+        """What a target reads, colours in [0, 1]."""
+        return ClipInputs(
+            unit_range(self.clip),
+            {
+                name: unit_range(tensor) if tensor.dtype == torch.uint8 else tensor
+                for name, tensor in self.motion.items()
+            },
         )
 
 
@@ -74,23 +88,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
             name: torch.tensor([(sample.statistics or {})[name] for sample in samples])
             for name in names
         },
+        motion={
+            name: torch.from_numpy(np.stack([sample.motion[name] for sample in samples]))
+            for name in first.motion
+        },
     )
 
 
 def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor:
     return torch.from_numpy(np.stack([array for array in arrays if array is not None]))
-
-
-def unit_range(clip: Tensor) -> Tensor:
-    """uint8 clip -> float32 in [0, 1]."""
-    return clip.float() / 255
-
-
-def normalise(clip: Tensor) -> Tensor:
-    """Clip in [0, 1], (B, 3, T, H, W) -> ImageNet-normalised."""
-    mean = clip.new_tensor(PIXEL_MEAN).view(1, 3, 1, 1, 1)
-    std = clip.new_tensor(PIXEL_STD).view(1, 3, 1, 1, 1)
-    return (clip - mean) / std
 
 
 class ErasingConfig(Config):

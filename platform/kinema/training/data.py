@@ -6,10 +6,10 @@ The order of a run is a pure function of (seed, step), and everything random abo
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,16 +18,28 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kinema.config import Config
-from kinema.errors import ConfigError
+from kinema.errors import ConfigError, NoVectorsError
 from kinema.geometry import Transform
 from kinema.masking.grid import Grid, inside_positions
 from kinema.masking.masks import Mask, MotionBoxMask, mask_statistics
+from kinema.models.target_rule import MotionRequest
 from kinema.models.vit import ViTConfig
-from kinema.motion.clip import BoxSource, ClipMotion, Reduce, clip_motion
+from kinema.motion.clip import (
+    BoxSource,
+    ClipBoxes,
+    ClipMotion,
+    Reduce,
+    SlotField,
+    clip_boxes,
+    slot_field,
+)
+from kinema.motion.fields import FlowRun
+from kinema.motion.vectors import GRID
 from kinema.randomness import keyed_rng
 from kinema.training.batch import ErasingConfig, Sample, random_erase
+from kinema.training.frames import Decoded, FrameCache
+from kinema.training.motion_inputs import request_times
 from kinema.video.augment import Augment, evaluation_transform, sample_transform
-from kinema.video.decode import read_frames
 from kinema.video.manifest import Entry
 from kinema.video.sampling import Sampling, sample
 
@@ -127,40 +139,29 @@ class MicroBatches(Sampler[list[SampleKey]]):
                 ]
 
 
-class FrameCache:
-    """Decoded videos, least recently used first out, up to a number of bytes."""
+class MotionSource(BoxSource, Protocol):
+    """Whatever knows boxes and dense flow of a video: the motion store, or annotations."""
 
-    def __init__(self, max_bytes: float) -> None:
-        self.max_bytes, self._bytes = max_bytes, 0
-        self._videos: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-
-    def frames(self, entry: Entry, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Frames (T, H, W, 3) of the entry's video at `indices`."""
-        size = entry.num_frames * entry.height * entry.width * 3
-        if size > self.max_bytes:
-            return read_frames(entry.path, indices.tolist())
-        if entry.path not in self._videos:
-            self._videos[entry.path] = read_frames(entry.path)
-            self._bytes += self._videos[entry.path].nbytes
-            while self._bytes > self.max_bytes and len(self._videos) > 1:
-                self._bytes -= self._videos.popitem(last=False)[1].nbytes
-        self._videos.move_to_end(entry.path)
-        return self._videos[entry.path][indices]
+    def flow(self, video_id: str, first: int, last: int) -> FlowRun:
+        """Dense flow that starts at frames `first` to `last`, as far as there is any."""
+        ...
 
 
 @dataclass(frozen=True)
 class ClipSource:
     """Everything the training and the evaluation data set share.
 
-    `motion` is the opened motion store, or None when neither mask nor head reads it.
+    `motion` is the opened motion store, or None when nothing reads it; `stride` the frames that its
+    dense flow spans.
     """
 
     entries: Sequence[Entry]
     model: ViTConfig
     sampling: Sampling
     reduce: Reduce
-    motion: BoxSource | None
+    motion: MotionSource | None
     cache: FrameCache
+    stride: int = 1
 
     @property
     def grid(self) -> Grid:
@@ -172,28 +173,39 @@ class ClipSource:
         """Height and width of the network's input in pixels."""
         return (self.model.image_size, self.model.image_size)
 
-    def frames(self, entry: Entry, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Frames (T, H, W, 3) uint8 of a clip, at source size."""
-        return self.cache.frames(entry, indices)
-
-    def clip_motion(
+    def boxes(
         self, entry: Entry, indices: NDArray[np.int64], transform: Transform
-    ) -> ClipMotion | None:
-        """The clip's motion in input pixels, or None without a store."""
+    ) -> ClipBoxes | None:
+        """The clip's motion boxes in input pixels, or None without a store."""
         if self.motion is None:
             return None
         boxes = self.motion.boxes(entry.id)
-        return clip_motion(boxes, indices, transform, self.model.tubelet_size, self.reduce)
+        return clip_boxes(boxes, indices, transform, self.model.tubelet_size, self.reduce)
 
-    def inner_tokens(self, motion: ClipMotion | None) -> NDArray[np.bool_] | None:
+    def flow(self, entry: Entry, first: int, last: int) -> FlowRun:
+        """Dense flow that starts at frames `first` to `last`."""
+        assert self.motion is not None
+        return self.motion.flow(entry.id, first, last)
+
+    def inner_tokens(self, boxes: ClipBoxes | None) -> NDArray[np.bool_] | None:
         """(tokens,) True where a token overlaps the motion box of its slot (MOFO, section 3.3)."""
-        if motion is None:
+        if boxes is None:
             return None
-        return inside_positions(self.grid, motion.boxes, self.output_size).reshape(-1)
+        return inside_positions(self.grid, boxes.boxes, self.output_size).reshape(-1)
 
 
 class TrainingClips(Dataset[Sample]):
-    """Randomly cut, augmented and masked clips, named by `SampleKey`."""
+    """Randomly cut, augmented and masked clips, named by `SampleKey`.
+
+    Args:
+        source: which clips.
+        augment: how they are cut.
+        seed: of everything random.
+        mask: which tokens are hidden; None for finetuning.
+        erasing: which region is overwritten.
+        requests: what a target reads besides the clip.
+        shuffle: give the sampled frames in random order.
+    """
 
     def __init__(
         self,
@@ -202,9 +214,12 @@ class TrainingClips(Dataset[Sample]):
         seed: int,
         mask: Mask | None = None,
         erasing: ErasingConfig | None = None,
+        requests: Mapping[str, MotionRequest] = MappingProxyType({}),
+        shuffle: bool = False,
     ) -> None:
         self.source, self.augment, self.seed = source, augment, seed
         self.mask, self.erasing = mask, erasing
+        self.requests, self.shuffle = dict(requests), shuffle
 
     def __len__(self) -> int:
         return len(self.source.entries)
@@ -218,43 +233,93 @@ class TrainingClips(Dataset[Sample]):
         indices, padded = sample(
             source.sampling, source.model.num_frames, entry.frame_range(), entry.fps, rng("frames")
         )
-        frames = source.frames(entry, indices)
+        if self.shuffle:
+            indices = rng("shuffle").permutation(indices)
+        times = request_times(self.requests, indices, source.model, source.stride)
+        extra = times.frames(entry.frame_range())
+        decoded, field_source = self._read(entry, np.concatenate([indices, extra]))
+        frames = decoded.frames
         transform, recolour = sample_transform(
             self.augment, frames.shape[1:3], source.output_size, rng("augment")
         )
         frames = transform.frames(frames)
         if recolour is not None:
             frames = recolour(frames)
-        clip = np.ascontiguousarray(frames.transpose(3, 0, 1, 2))
+        clip = np.ascontiguousarray(frames[: len(indices)].transpose(3, 0, 1, 2))
         if self.erasing is not None:
             clip = random_erase(clip, self.erasing, rng("erase"))
-        motion = source.clip_motion(entry, indices, transform)
+        boxes = None if self.shuffle else source.boxes(entry, indices, transform)
         statistics = {"padded_share": padded}
-        if motion is not None:
-            statistics["fallback_share"] = float(motion.fallback)
+        if boxes is not None:
+            statistics["fallback_share"] = float(boxes.fallback)
         mask = None
         if self.mask is not None:
-            mask = self.mask.sample(source.grid, motion, source.output_size, rng("mask"))
-            statistics |= _mask_statistics(self.mask, mask, motion, source)
+            field = self._field(entry, indices, transform, decoded, field_source)
+            mask = self.mask.sample(
+                source.grid, ClipMotion(boxes, field), source.output_size, rng("mask")
+            )
+            statistics |= _mask_statistics(self.mask, mask, boxes, source)
+            if field is not None:
+                statistics["fallback_share"] = float(field.still)
+                statistics["flow_guided_share"] = float(field_source == "flow")
             mask = mask.reshape(-1)
+        span = times.flow_span()
+        run = None if span is None else source.flow(entry, *span)
+        motion = times.read(frames[len(indices) :], run, transform)
+        valid = [values.mean() for name, values in motion.items() if name.endswith("/valid")]
+        if valid:
+            statistics["valid_share"] = float(np.mean(valid))
         return Sample(
             key=f"{entry.id}#{key.epoch}.{key.draw}",
             label=-1 if entry.label is None else entry.label,
             clip=clip,
             mask=mask,
-            inner=source.inner_tokens(motion) if self.mask is None else None,
+            inner=source.inner_tokens(boxes) if self.mask is None else None,
             statistics=statistics,
+            motion=motion,
         )
+
+    def _read(self, entry: Entry, indices: NDArray[np.int64]) -> tuple[Decoded, str | None]:
+        """The frames, and where the mask's field of motion comes from."""
+        needs = frozenset() if self.mask is None else self.mask.needs
+        if "vectors" in needs:
+            try:
+                return self.source.cache.read(entry, indices, with_vectors=True), "vectors"
+            except NoVectorsError:
+                if "flow" not in needs:
+                    raise
+        field_source = "flow" if "flow" in needs else None
+        return self.source.cache.read(entry, indices, with_vectors=False), field_source
+
+    def _field(
+        self,
+        entry: Entry,
+        indices: NDArray[np.int64],
+        transform: Transform,
+        decoded: Decoded,
+        field_source: str | None,
+    ) -> SlotField | None:
+        tubelet_size = self.source.model.tubelet_size
+        if field_source == "vectors":
+            assert decoded.vectors is not None
+            numbers, fields = decoded.vectors
+            return slot_field(numbers, fields, (GRID, GRID), indices, transform, tubelet_size)
+        if field_source == "flow":
+            run = self.source.flow(entry, int(indices[0]), int(indices[-1]))
+            # stored flow is named by the frame it starts from, a field by the one it leads to
+            numbers = run.frames + self.source.stride
+            return slot_field(numbers, run.raw(), run.cell, indices, transform, tubelet_size)
+        return None
 
 
 def _mask_statistics(
-    config: Mask, mask: NDArray[np.bool_], motion: ClipMotion | None, source: ClipSource
+    config: Mask, mask: NDArray[np.bool_], boxes: ClipBoxes | None, source: ClipSource
 ) -> dict[str, float]:
     """What is logged of one mask: realised ratios, and whether the asked ratio had to give way."""
-    if motion is None:
+    if boxes is None:
         return {"mask_ratio": float(mask.mean())}
     overlap = config.overlap if isinstance(config, MotionBoxMask) else "overlap"
-    inside = inside_positions(source.grid, motion.box, source.output_size, overlap)
+    inside = inside_positions(source.grid, boxes.box, source.output_size, overlap)
     statistics = mask_statistics(mask, inside)
     if isinstance(config, MotionBoxMask):
         _, clipped = config.quota(int(inside.sum()), source.grid.positions)
@@ -287,16 +352,16 @@ class EvaluationClips(Dataset[Sample]):
             None,
             (view, self.num_clips),
         )
-        frames = source.frames(entry, indices)
+        frames = source.cache.read(entry, indices, with_vectors=False).frames
         transform = evaluation_transform(
             frames.shape[1:3], source.output_size, crop, self.num_crops
         )
-        motion = source.clip_motion(entry, indices, transform)
+        boxes = source.boxes(entry, indices, transform)
         return Sample(
             key=entry.id,
             label=-1 if entry.label is None else entry.label,
             clip=np.ascontiguousarray(transform.frames(frames).transpose(3, 0, 1, 2)),
-            inner=source.inner_tokens(motion),
+            inner=source.inner_tokens(boxes),
             statistics={"padded_share": padded},
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kinema import storage
 from kinema.errors import ConfigError
 from kinema.models.classifier import Classifier, Head
+from kinema.models.pixels import normalise, unit_range
 from kinema.models.vit import ViTConfig
 from kinema.models.weights import load_encoder_weights, load_weights, save_weights
 from kinema.randomness import keyed_rng
@@ -22,9 +23,7 @@ from kinema.training.batch import (
     MixingConfig,
     collate,
     mix,
-    normalise,
     soft_labels,
-    unit_range,
 )
 from kinema.training.data import (
     ClipSource,

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from kinema.errors import VideoError
-from kinema.training.batch import Sample, collate, normalise, unit_range
+from kinema.models.pixels import normalise, unit_range
+from kinema.training.batch import Sample, collate
 from kinema.training.data import EvaluationClips, LoaderConfig, SampleKey, make_loader
 from kinema.training.engine import gather_objects, world
 

@@ -13,10 +13,11 @@ from kinema import storage
 from kinema.errors import ConfigError
 from kinema.masking.masks import Mask
 from kinema.models.mae import DecoderConfig, MaskedAutoencoder
+from kinema.models.pixels import normalise
 from kinema.models.targets import Target
 from kinema.models.vit import ViTConfig
 from kinema.models.weights import save_weights
-from kinema.training.batch import Batch, collate, normalise, unit_range
+from kinema.training.batch import Batch, collate
 from kinema.training.data import (
     ClipSource,
     LoaderConfig,
@@ -44,6 +45,9 @@ class PretrainConfig(Duration):
     augment: Augment = Field(default=MultiScaleCrop(), discriminator="name")
     repeated_augmentation: PositiveInt = Field(1, description="draws of each clip per step")
     decoder: DecoderConfig = DecoderConfig()
+    shuffle_frames: bool = Field(
+        False, description="sampled frames in random order (MME, section 4.2.1)"
+    )
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,21 @@ def pretrain(task: PretrainTask, source: ClipSource, output_uri: str, reporter: 
     its presence is what tells a later run to skip the stage.
     """
     config = task.config
-    if task.mask.needs and source.motion is None:
-        raise ConfigError([f"mask.name={task.mask.name} needs a motion store"])
+    for part in (task.mask, task.target):
+        if part.needs - {"vectors"} and source.motion is None:
+            raise ConfigError([f"{part.name} needs a motion store"])
     torch.manual_seed(task.seed)
     model = MaskedAutoencoder(task.model, config.decoder, task.target.dim(task.model))
     engine = Engine(model, task.model.depth, config.engine, config.optim)
     order = StepOrder(len(source.entries), config.engine.global_batch_size, task.seed)
-    clips = TrainingClips(source, config.augment, task.seed, mask=task.mask)
+    clips = TrainingClips(
+        source,
+        config.augment,
+        task.seed,
+        mask=task.mask,
+        requests=task.target.requests(task.model),
+        shuffle=config.shuffle_frames,
+    )
 
     def batches(steps: range) -> Iterator[Batch]:
         keys = MicroBatches(
@@ -86,10 +98,10 @@ def pretrain(task: PretrainTask, source: ClipSource, output_uri: str, reporter: 
 
     def loss_fn(module: nn.Module, batch: Batch) -> Tensor:
         assert batch.mask is not None
-        clip = unit_range(batch.clip)
-        prediction = module(normalise(clip).to(engine.dtype), batch.mask)
-        target = task.target.compute(clip, batch.mask, task.model)
-        return task.target.loss(prediction.float(), target)
+        inputs = batch.inputs()
+        prediction = module(normalise(inputs.clip).to(engine.dtype), batch.mask)
+        wanted = task.target.compute(inputs, batch.mask, task.model)
+        return task.target.loss(prediction.float(), wanted)
 
     stage = Stage(
         name="pretrain",

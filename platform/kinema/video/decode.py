@@ -22,9 +22,10 @@ import numpy.typing as npt
 from av.video.frame import VideoFrame
 
 from kinema import storage
-from kinema.errors import StorageError, VideoError
+from kinema.errors import NoVectorsError, StorageError, VideoError
 from kinema.video import images
 from kinema.video.container import VideoFile
+from kinema.video.h264 import max_references
 from kinema.video.orientation import Orientation
 
 Frame = npt.NDArray[np.uint8]
@@ -56,6 +57,12 @@ VECTOR_DTYPE = np.dtype(
 )
 """One block, as FFmpeg's `AVMotionVector` lays it out."""
 
+PICTURES = {1: "I", 2: "P", 3: "B"}
+"""FFmpeg's picture types by number; the rare others predict nothing that these do not."""
+
+ANCHOR_REACH = 16
+"""Frames: an encoder writes at most this many B-frames between two frames they may refer to."""
+
 MAX_PIXELS = 1 << 26
 """Per frame, twice 8K: a larger frame is damage or an attack on memory."""
 
@@ -81,6 +88,27 @@ class VideoInfo:
     codec: str
     rotation: int
     duration_s: float
+
+
+@dataclass(frozen=True)
+class FrameVectors:
+    """What the codec moved to make one frame.
+
+    Attributes:
+        index: of the frame in its video.
+        picture: `I` (coded by itself), `P` (from the past) or `B` (from both sides).
+        rows: structured, one row per block: `dst_x`, `dst_y` its centre and `w`, `h` its size in
+            pixels; `motion_x / motion_scale` and `motion_y / motion_scale` point from it to its
+            reference; `source` is -1 for a past and +1 for a future reference.
+        height: of the upright frame, pixels.
+        width: likewise.
+    """
+
+    index: int
+    picture: str
+    rows: Vectors
+    height: int
+    width: int
 
 
 def probe(uri: str, decode: bool = True) -> VideoInfo:
@@ -156,40 +184,57 @@ def iterate_frames(uri: str, start: int = 0, stop: int | None = None) -> Iterato
 
 def read_frames_and_vectors(
     uri: str, indices: Sequence[int] | None = None
-) -> tuple[Frame, list[Vectors]]:
-    """Frames as `read_frames`, and what the codec moved to make each, in one pass.
+) -> tuple[Frame, list[FrameVectors]]:
+    """Frames as `read_frames`, and in the same pass what the codec moved between them.
 
     Returns:
-        frames (T, H, W, 3) uint8, and per frame a structured array with one row per block:
-        `dst_x`, `dst_y` its centre and `w`, `h` its size in pixels; `motion_x / motion_scale` and
-        `motion_y / motion_scale` point from it to its reference; `source` is -1 for a past and +1
-        for a future reference. Frames coded by themselves have no rows.
+        frames (T, H, W, 3) uint8, and the vectors of every frame of the video from `ANCHOR_REACH`
+        before the first one asked for to the first at or after the last one that is no B-frame, so
+        that the references of all are among them.
 
     Raises:
         VideoError: as `read_frames`, or the codec gives no motion vectors.
     """
     wanted = None if indices is None else _distinct(uri, indices)
+    frames: list[tuple[int, Frame]] = []
+    vectors: list[FrameVectors] = []
     with _opened_for_vectors(uri) as video:
-        read = list(_with_vectors(uri, video.decode(wanted)))
-    frames = _assemble(uri, [(index, frame) for index, frame, _ in read], indices)
-    vectors = {index: rows for index, _, rows in read}
-    return frames, [vectors[index] for index in (vectors if indices is None else indices)]
+        first = 0 if wanted is None else max(0, wanted[0] - ANCHOR_REACH)
+        chosen = None if wanted is None else set(wanted)
+        for index, frame, orientation in _oriented(uri, video.decode_range(first, None)):
+            moved = _frame_vectors(index, frame, orientation)
+            vectors.append(moved)
+            if chosen is None or index in chosen:
+                frames.append((index, orientation.turn(_rgb(frame))))
+            if wanted is not None and index >= wanted[-1] and moved.picture != "B":
+                break
+    if wanted is not None and len(frames) < len(wanted):
+        count = vectors[-1].index + 1
+        raise VideoError(uri, f"has {count} frames; frame {wanted[-1]} was asked for")
+    return _assemble(uri, frames, indices), vectors
 
 
-def iterate_frames_and_vectors(
-    uri: str, start: int = 0, stop: int | None = None
-) -> Iterator[tuple[Frame, Vectors]]:
-    """As `read_frames_and_vectors`, one frame in memory at a time."""
-    with _opened_for_vectors(uri) as video:
-        for _, frame, vectors in _with_vectors(uri, video.decode_range(start, stop)):
-            yield frame, vectors
-
-
-def iterate_vectors(uri: str, start: int = 0, stop: int | None = None) -> Iterator[Vectors]:
+def iterate_vectors(uri: str, start: int = 0, stop: int | None = None) -> Iterator[FrameVectors]:
     """The vectors alone, of frames from `start` up to `stop`, one frame in memory at a time."""
     with _opened_for_vectors(uri) as video:
-        for _, frame, orientation in _oriented(uri, video.decode_range(start, stop)):
-            yield orientation.turn_vectors(_vectors(frame), frame.height, frame.width)
+        for index, frame, orientation in _oriented(uri, video.decode_range(start, stop)):
+            yield _frame_vectors(index, frame, orientation)
+
+
+def vectors_are_exact(uri: str) -> bool:
+    """Whether each vector's reference is known for certain, from what the stream declares.
+
+    FFmpeg tells a reference's direction only. One with a single reference picture and no B-frames
+    leaves no choice, and neither do codecs older than H.264, whose references are the nearest ones.
+
+    Raises:
+        VideoError: the file is unusable, or its codec gives no motion vectors.
+    """
+    with _opened_for_vectors(uri) as video:
+        context = video.stream.codec_context
+        if video.codec != "h264":
+            return True
+        return not context.has_b_frames and max_references(context.extradata) == 1
 
 
 def content_digest(uri: str) -> str:
@@ -249,16 +294,16 @@ def _opened(uri: str, with_vectors: bool = False) -> Iterator[VideoFile]:
 @contextmanager
 def _opened_for_vectors(uri: str) -> Iterator[VideoFile]:
     if images.list_images(uri):
-        raise VideoError(uri, "a folder of images has no motion vectors; use optical flow")
+        raise NoVectorsError(uri, "a folder of images has no motion vectors; use optical flow")
     with _opened(uri, with_vectors=True) as video:
         if video.codec not in CODECS_WITH_VECTORS:
-            raise VideoError(
+            raise NoVectorsError(
                 uri,
                 f"codec {video.codec} gives no motion vectors;"
                 " re-encode it as H.264 or use optical flow",
             )
         if not video.has_predicted_frames:
-            raise VideoError(
+            raise NoVectorsError(
                 uri,
                 f"this {video.codec} stream has key frames only, so no motion vectors;"
                 " re-encode it with a longer group of pictures or use optical flow",
@@ -281,21 +326,17 @@ def _upright(uri: str, decoded: Iterator[tuple[int, VideoFrame]]) -> Iterator[tu
         yield index, orientation.turn(_rgb(frame))
 
 
-def _with_vectors(
-    uri: str, decoded: Iterator[tuple[int, VideoFrame]]
-) -> Iterator[tuple[int, Frame, Vectors]]:
-    for index, frame, orientation in _oriented(uri, decoded):
-        vectors = orientation.turn_vectors(_vectors(frame), frame.height, frame.width)
-        yield index, orientation.turn(_rgb(frame)), vectors
-
-
 def _rgb(frame: VideoFrame) -> Frame:
     return np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
 
 
-def _vectors(frame: VideoFrame) -> Vectors:
+def _frame_vectors(index: int, frame: VideoFrame, orientation: Orientation) -> FrameVectors:
     """The frame's rows of FFmpeg's `AVMotionVector`; none for a frame coded by itself."""
     data = frame.side_data.get("MOTION_VECTORS")
-    if data is None:
-        return np.zeros(0, dtype=VECTOR_DTYPE)
-    return np.asarray(data.to_ndarray()).copy()
+    rows = np.zeros(0, dtype=VECTOR_DTYPE)
+    if data is not None:
+        rows = orientation.turn_vectors(
+            np.asarray(data.to_ndarray()).copy(), frame.height, frame.width
+        )
+    picture = PICTURES.get(int(frame.pict_type), "P")
+    return FrameVectors(index, picture, rows, *orientation.size(frame.height, frame.width))
