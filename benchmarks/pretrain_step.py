@@ -59,7 +59,7 @@ def make_masks(vit: ViTConfig, batch: int) -> Tensor:
 def ours(vit: ViTConfig, clip: Tensor, mask: Tensor, precision: torch.dtype, steps: int) -> float:
     """Median step of kinema's autoencoder; prints the parts."""
     device, target = clip.device, PixelTarget()
-    model = MaskedAutoencoder(vit, DecoderConfig(), target.dim(vit)).to(device)
+    model = MaskedAutoencoder(vit, DecoderConfig(), target.dims(vit)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
     parts = {"target": 0.0, "forward": 0.0, "backward": 0.0, "optimizer": 0.0}
 

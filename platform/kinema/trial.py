@@ -126,7 +126,15 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
                 experiment.loader,
                 experiment.seed,
             )
-            pretrain(task, source(splits.pretrain, experiment.pretrain.sampling), folder, reporter)
+            seen = {entry.id for entry in splits.pretrain}
+            unseen = [entry for entry in splits.validation if entry.id not in seen]
+            pretrain(
+                task,
+                source(splits.pretrain, experiment.pretrain.sampling),
+                source(unseen, experiment.pretrain.sampling),
+                folder,
+                reporter,
+            )
         outcome["pretrain"] = storage.read_json(storage.join(folder, SUMMARY_FILE))
     outcome["encoder"] = encoder_uri
     if experiment.finetune is not None:

@@ -17,7 +17,7 @@ TARGET = PixelTarget()
 
 def model(seed: int = 0) -> MaskedAutoencoder:
     torch.manual_seed(seed)
-    return MaskedAutoencoder(VIT, DECODER, TARGET.dim(VIT)).eval()
+    return MaskedAutoencoder(VIT, DECODER, TARGET.dims(VIT)).eval()
 
 
 def mask_of(*hidden: list[int]) -> torch.Tensor:
@@ -29,7 +29,7 @@ def mask_of(*hidden: list[int]) -> torch.Tensor:
 
 def test_vit_b_has_the_published_94_2_million_parameters() -> None:
     with torch.device("meta"):
-        network = MaskedAutoencoder(ViTConfig(), DecoderConfig(), 1536)
+        network = MaskedAutoencoder(ViTConfig(), DecoderConfig(), [1536])
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count == 94_210_944
     assert round(count / 1e6, 1) == 94.2
@@ -50,9 +50,9 @@ def test_decoder_sizes(size, numbers) -> None:
 
 
 def test_decoder_projection_has_no_bias_and_the_mask_token_is_small_noise() -> None:
-    network = MaskedAutoencoder(VIT, DecoderConfig(), 96)
-    assert network.decoder.embed.bias is None
-    assert network.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.2)
+    network = MaskedAutoencoder(VIT, DecoderConfig(), [96])
+    assert network.decoders[0].embed.bias is None
+    assert network.decoders[0].mask_token.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 def test_predicts_every_hidden_token_once() -> None:
@@ -74,7 +74,7 @@ def test_hidden_pixels_cannot_reach_the_prediction() -> None:
 def test_predictions_follow_the_ascending_hidden_tokens() -> None:
     # With the decoder's blocks off, a prediction depends on the token's number alone.
     network = model()
-    network.decoder.blocks = torch.nn.ModuleList()
+    network.decoders[0].blocks = torch.nn.ModuleList()
     clip = torch.randn(1, 3, 4, 16, 16)
     few, many = network(clip, mask_of([3, 17])), network(clip, mask_of([3, 9, 17]))
     assert torch.allclose(few[0, 0], many[0, 0])
@@ -83,7 +83,7 @@ def test_predictions_follow_the_ascending_hidden_tokens() -> None:
 
 
 def test_decoder_knows_where_the_visible_tokens_are() -> None:
-    decoder, latent = model().decoder, torch.randn(1, 2, 24)
+    decoder, latent = model().decoders[0], torch.randn(1, 2, 24)
     hidden = torch.tensor([[5]])
     here = decoder(latent, torch.tensor([[0, 1]]), hidden)
     assert not torch.allclose(decoder(latent, torch.tensor([[2, 3]]), hidden), here)
@@ -116,7 +116,7 @@ def test_uneven_empty_and_full_masks_are_refused(mask, message) -> None:
 def test_every_parameter_gets_a_gradient(checkpointing) -> None:
     torch.manual_seed(0)
     vit = VIT.model_copy(update={"activation_checkpointing": checkpointing})
-    network = MaskedAutoencoder(vit, DECODER, 96)
+    network = MaskedAutoencoder(vit, DECODER, [96])
     clip, mask = torch.rand(2, 3, 4, 16, 16), mask_of(list(range(24)), list(range(8, 32)))
     TARGET.loss(network(clip, mask), TARGET.compute(ClipInputs(clip), mask, vit)).backward()
     assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -124,7 +124,7 @@ def test_every_parameter_gets_a_gradient(checkpointing) -> None:
 
 def test_loss_falls_when_one_clip_is_learned() -> None:
     torch.manual_seed(0)
-    network = MaskedAutoencoder(VIT, DECODER, 96)
+    network = MaskedAutoencoder(VIT, DECODER, [96])
     clip, mask = torch.rand(1, 3, 4, 16, 16), mask_of([2, 9, 16, 23])
     target = TARGET.compute(ClipInputs(clip), mask, VIT)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
@@ -142,7 +142,7 @@ def test_loss_falls_when_one_clip_is_learned() -> None:
 def test_vit_b_takes_a_step_at_full_size() -> None:
     torch.manual_seed(0)
     vit = ViTConfig()
-    network = MaskedAutoencoder(vit, DecoderConfig(), TARGET.dim(vit))
+    network = MaskedAutoencoder(vit, DecoderConfig(), TARGET.dims(vit))
     clip = torch.rand(1, 3, 16, 224, 224)
     mask = torch.zeros(1, 8, 196, dtype=torch.bool)
     mask[..., torch.randperm(196)[:176]] = True

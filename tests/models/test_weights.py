@@ -25,7 +25,7 @@ DECODER = DecoderConfig(embed_dim=12, depth=1, num_heads=2)
 
 
 def autoencoder(vit: ViTConfig = VIT) -> MaskedAutoencoder:
-    return MaskedAutoencoder(vit, DECODER, 96)
+    return MaskedAutoencoder(vit, DECODER, [96])
 
 
 def altered(**settings: object) -> ViTConfig:

@@ -36,7 +36,7 @@ def masks(vit: ViTConfig, count: int) -> Tensor:
 def test_gpu_agrees_with_cpu(precision: torch.dtype) -> None:
     torch.manual_seed(0)
     model = MaskedAutoencoder(
-        SMALL, DecoderConfig(size="custom", embed_dim=32, depth=1, num_heads=2), 10
+        SMALL, DecoderConfig(size="custom", embed_dim=32, depth=1, num_heads=2), [10]
     )
     clip, mask = torch.rand(2, 3, 4, 32, 32), masks(SMALL, 2)
     expected = model(clip, mask)
@@ -50,7 +50,7 @@ def test_vit_b_learns_under_deepspeed(stage: int) -> None:
     pytest.importorskip("deepspeed")
     vit, target = ViTConfig(), PixelTarget()
     torch.manual_seed(0)
-    model = MaskedAutoencoder(vit, DecoderConfig(), target.dim(vit))
+    model = MaskedAutoencoder(vit, DecoderConfig(), target.dims(vit))
     config = EngineConfig(
         global_batch_size=4, micro_batch_size=4, zero_stage=stage, precision="bf16"
     )

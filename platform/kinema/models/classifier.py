@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from kinema.config import Config
 from kinema.errors import ConfigError
-from kinema.models.cross_attention import MCA, BlockForm, HeadDim
-from kinema.models.vit import NORM_EPS, Encoder, ViTConfig, init_weights
+from kinema.models.cross_attention import MCA, BlockForm, HeadDim, mean_tokens
+from kinema.models.vit import NORM_EPS, Encoder, ViTConfig, init_weights, token_indices
 
 
 class MeanPool(nn.Module):
@@ -22,8 +23,22 @@ class MeanPool(nn.Module):
         return tokens.mean(dim=1)
 
 
+class BoxMeanPool(nn.Module):
+    """Mean of the inner tokens' mean and, `outer_weight` times, of the outer tokens'."""
+
+    def __init__(self, outer_weight: float) -> None:
+        super().__init__()
+        self.outer_weight = outer_weight
+
+    def forward(self, tokens: Tensor, inner: Tensor) -> Tensor:
+        """Tokens (B, N, D) and inner bool (B, N) -> (B, D); the plain mean where one is missing."""
+        weighted = mean_tokens(tokens, inner) + self.outer_weight * mean_tokens(tokens, ~inner)
+        both = inner.any(dim=1, keepdim=True) & ~inner.all(dim=1, keepdim=True)
+        return torch.where(both, weighted / (1 + self.outer_weight), tokens.mean(dim=1))
+
+
 class HeadConfig(Config):
-    """What both heads share: dropout before the linear layer and the scale of its first weights."""
+    """What all heads share: dropout before the linear layer and the scale of its first weights."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What must be in the motion store: `boxes`, or nothing."""
@@ -105,7 +120,29 @@ class MCAHead(HeadConfig):
         return MCA(vit.embed_dim, self.heads, self.depth, self.head_dim, self.block, vit.mlp_ratio)
 
 
-Head = Annotated[PlainHead | MCAHead, Field(discriminator="name")]
+class BoxMeanHead(HeadConfig):
+    """Means inside and outside the motion box without attention, to compare MCA with.
+
+    `outer_weight` 0 is the mean of the inner tokens alone, 0.5 the weighted mean that MOFO's
+    release offers beside MCA.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"boxes"})
+
+    name: Literal["box_mean"] = "box_mean"
+    outer_weight: NonNegativeFloat = Field(
+        default=0.0, description="weight of the outer tokens' mean over the inner ones'"
+    )
+
+    def check(self, vit: ViTConfig) -> None:
+        """Every encoder fits."""
+
+    def pooling(self, vit: ViTConfig) -> nn.Module:
+        """Weighted mean of the two means."""
+        return BoxMeanPool(self.outer_weight)
+
+
+Head = Annotated[PlainHead | MCAHead | BoxMeanHead, Field(discriminator="name")]
 """Every head there is, told apart by `name`."""
 
 
@@ -121,9 +158,9 @@ class Classifier(nn.Module):
         ConfigError: the head does not fit the encoder.
     """
 
-    def __init__(self, vit: ViTConfig, head: PlainHead | MCAHead, num_classes: int) -> None:
+    def __init__(self, vit: ViTConfig, head: Head, num_classes: int) -> None:
         super().__init__()
-        self.needs_inner = "boxes" in head.needs
+        self.needs_inner, self.head_name = "boxes" in head.needs, head.name
         self.encoder = Encoder(vit, final_norm=False)
         self.pooling = head.pooling(vit)
         self.norm = nn.LayerNorm(vit.embed_dim, eps=NORM_EPS)
@@ -132,21 +169,29 @@ class Classifier(nn.Module):
         init_weights(self.head)
         self.head.weight.data.mul_(head.init_scale)
 
-    def features(self, clip: Tensor, inner: Tensor | None = None) -> Tensor:
+    def features(
+        self, clip: Tensor, inner: Tensor | None = None, visible: Tensor | None = None
+    ) -> Tensor:
         """Pooled and normalised clip features (B, D), what a linear probe reads."""
         if self.needs_inner and inner is None:
             raise ValueError(
-                "the mca head needs `inner`, the tokens inside the motion box; got None"
+                f"the {self.head_name} head needs `inner`, the tokens inside the motion box;"
+                " got None"
             )
-        features: Tensor = self.norm(self.pooling(self.encoder(clip), inner))
+        if inner is not None and visible is not None:
+            inner = inner.gather(1, token_indices(visible).to(inner.device))
+        features: Tensor = self.norm(self.pooling(self.encoder(clip, visible), inner))
         return features
 
-    def forward(self, clip: Tensor, inner: Tensor | None = None) -> Tensor:
+    def forward(
+        self, clip: Tensor, inner: Tensor | None = None, visible: Tensor | None = None
+    ) -> Tensor:
         """Classify clips.
 
         Args:
             clip: float (B, 3, T, H, W), normalised with the ImageNet mean and deviation.
             inner: bool (B, N), True = inside the motion box of its slot. The plain head ignores it.
+            visible: bool (B, N), the tokens to look at; equally many in every clip. None = all.
 
         Returns:
             Logits (B, num_classes).
@@ -154,5 +199,5 @@ class Classifier(nn.Module):
         Raises:
             ValueError: the head needs `inner` and it is None.
         """
-        logits: Tensor = self.head(self.dropout(self.features(clip, inner)))
+        logits: Tensor = self.head(self.dropout(self.features(clip, inner, visible)))
         return logits

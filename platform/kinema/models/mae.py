@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -38,6 +39,9 @@ class DecoderConfig(TransformerConfig):
         default=4, description="number of blocks; set by size unless written out"
     )
     num_heads: PositiveInt = Field(default=6, description="heads; set by size unless written out")
+    separate: bool = Field(
+        default=False, description="one decoder per part of the target (MME, Table 7f)"
+    )
 
 
 class Decoder(nn.Module):
@@ -88,19 +92,21 @@ class Decoder(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """Encoder on visible tokens and decoder for the hidden ones.
+    """Encoder on visible tokens and one decoder, or several, for the hidden ones.
 
     Args:
         vit: the encoder and its clip.
         decoder: the decoder's size.
-        target_dim: numbers predicted per hidden token.
+        target_dims: numbers predicted per hidden token, part by part.
     """
 
-    def __init__(self, vit: ViTConfig, decoder: DecoderConfig, target_dim: int) -> None:
+    def __init__(self, vit: ViTConfig, decoder: DecoderConfig, target_dims: Sequence[int]) -> None:
         super().__init__()
         self.encoder = Encoder(vit)
-        self.decoder = Decoder(
-            decoder, vit.embed_dim, vit.grid.tokens, target_dim, vit.activation_checkpointing
+        outputs = list(target_dims) if decoder.separate else [sum(target_dims)]
+        self.decoders = nn.ModuleList(
+            Decoder(decoder, vit.embed_dim, vit.grid.tokens, dim, vit.activation_checkpointing)
+            for dim in outputs
         )
 
     def forward(self, clip: Tensor, mask: Tensor) -> Tensor:
@@ -111,7 +117,7 @@ class MaskedAutoencoder(nn.Module):
             mask: bool (B, N), True = hidden; equally many in every clip.
 
         Returns:
-            (B, hidden, target_dim), hidden tokens in ascending order.
+            (B, hidden, sum of target_dims), hidden tokens in ascending order.
 
         Raises:
             ValueError: the clips hide different numbers of tokens, or one hides none or all.
@@ -119,5 +125,4 @@ class MaskedAutoencoder(nn.Module):
         # Both sets are counted before any layer runs: counting waits for the GPU when it is there.
         visible, hidden = token_indices(~mask), token_indices(mask)
         latent = self.encoder.encode(gather_tokens(self.encoder.embed(clip), visible))
-        out: Tensor = self.decoder(latent, visible, hidden)
-        return out
+        return torch.cat([decoder(latent, visible, hidden) for decoder in self.decoders], dim=-1)

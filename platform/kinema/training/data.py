@@ -274,7 +274,7 @@ class TrainingClips(Dataset[Sample]):
             label=-1 if entry.label is None else entry.label,
             clip=clip,
             mask=mask,
-            inner=source.inner_tokens(boxes) if self.mask is None else None,
+            inner=source.inner_tokens(boxes),
             statistics=statistics,
             motion=motion,
         )
@@ -368,7 +368,7 @@ class EvaluationClips(Dataset[Sample]):
 
 def make_loader(
     dataset: Dataset[Item],
-    batches: Sampler[list[SampleKey]],
+    batches: Iterable[list[SampleKey]],
     config: LoaderConfig,
     collate_fn: Callable[[list[Item]], Out],
 ) -> Iterable[Out]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kinema import storage
 from kinema.errors import ConfigError
+from kinema.masking.masks import RandomMask
 from kinema.models.classifier import Classifier, Head
 from kinema.models.pixels import normalise, unit_range
 from kinema.models.vit import ViTConfig
@@ -62,6 +63,13 @@ class FinetuneConfig(Duration):
     repeated_augmentation: PositiveInt = Field(1, description="draws of each clip per step")
     label_share: float = Field(
         1.0, gt=0, le=1, description="share of each class's training clips that are finetuned on"
+    )
+    keep_tokens: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the tokens, drawn anew each time, that training looks at (MME, Table"
+        " 10: 0.5); tests look at all",
     )
     erasing: ErasingConfig = ErasingConfig()
     mixing: MixingConfig = MixingConfig()
@@ -151,7 +159,10 @@ def finetune(
             print(f"{task.encoder_uri}: {share:.1%} of the encoder's tensors matched", flush=True)
     engine = Engine(model, task.model.depth, config.engine, config.optim)
     order = StepOrder(len(train.entries), task.config.engine.global_batch_size, task.seed)
-    clips = TrainingClips(train, config.augment, task.seed, erasing=config.erasing)
+    dropped = RandomMask(mask_ratio=1 - config.keep_tokens) if config.keep_tokens < 1 else None
+    if dropped is not None:
+        dropped.check(task.model.grid)
+    clips = TrainingClips(train, config.augment, task.seed, mask=dropped, erasing=config.erasing)
     best = build_classifier(task)
     best_uri = storage.join(output_uri, BEST_FILE)
     state: dict[str, float] = {"top1_best": -1.0, "best_epoch": -1.0}
@@ -171,7 +182,8 @@ def finetune(
         batch = replace(batch, clip=normalise(unit_range(batch.clip)))
         targets = soft_labels(batch.labels, task.num_classes, config.label_smoothing)
         batch, targets = mix(batch, targets, config.mixing, task.seed)
-        logits = module(batch.clip.to(engine.dtype), batch.inner).float()
+        visible = None if batch.mask is None else ~batch.mask
+        logits = module(batch.clip.to(engine.dtype), batch.inner, visible).float()
         return torch.sum(-targets * F.log_softmax(logits, dim=-1), dim=-1).mean()
 
     def after_epoch(epoch: int, step: int) -> tuple[Mapping[str, float], bool]:

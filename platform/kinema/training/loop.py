@@ -249,6 +249,8 @@ _GROUPS = {
     "inside_share": "mask/inside_share",
     "clipped_share": "mask/clipped_share",
     "fallback_share": "motion/fallback_share",
+    "flow_guided_share": "mask/flow_guided_share",
+    "valid_share": "motion/valid_share",
     "padded_share": "data/padded_share",
 }
 
@@ -265,7 +267,10 @@ def _named(stage: str, means: Mapping[str, float]) -> dict[str, float]:
 def _stop_on_non_finite(stage: Stage, step: int, batches: list[Batch], start: int) -> None:
     buffer = io.BytesIO()
     torch.save(
-        [{"keys": b.keys, "clip": b.clip, "labels": b.labels, "mask": b.mask} for b in batches],
+        [
+            {"keys": b.keys, "clip": b.clip, "labels": b.labels, "mask": b.mask, **b.motion}
+            for b in batches
+        ],
         buffer,
     )
     uri = storage.join(stage.failures_uri, f"{stage.name}-step{step}-rank{stage.engine.rank}.pt")

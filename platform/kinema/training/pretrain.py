@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from kinema import storage
@@ -22,14 +22,16 @@ from kinema.training.data import (
     ClipSource,
     LoaderConfig,
     MicroBatches,
+    SampleKey,
     StepOrder,
     TrainingClips,
     make_loader,
 )
 from kinema.training.engine import Engine, EngineConfig, gather_objects
+from kinema.training.held_out import held_out_loss
 from kinema.training.loop import Duration, Reporter, Stage, run
 from kinema.training.optim import OptimConfig, schedule
-from kinema.video.augment import Augment, MultiScaleCrop
+from kinema.video.augment import Augment, CentreCrop, MultiScaleCrop
 from kinema.video.sampling import DenseSampling, Sampling
 
 ENCODER_FILE = "encoder.safetensors"
@@ -45,6 +47,9 @@ class PretrainConfig(Duration):
     augment: Augment = Field(default=MultiScaleCrop(), discriminator="name")
     repeated_augmentation: PositiveInt = Field(1, description="draws of each clip per step")
     decoder: DecoderConfig = DecoderConfig()
+    held_out_clips: NonNegativeInt = Field(
+        256, description="validation clips whose reconstruction is tested at the end; 0 = none"
+    )
     shuffle_frames: bool = Field(
         False, description="sampled frames in random order (MME, section 4.2.1)"
     )
@@ -62,8 +67,17 @@ class PretrainTask:
     seed: int
 
 
-def pretrain(task: PretrainTask, source: ClipSource, output_uri: str, reporter: Reporter) -> None:
+def pretrain(
+    task: PretrainTask,
+    source: ClipSource,
+    held_out: ClipSource,
+    output_uri: str,
+    reporter: Reporter,
+) -> None:
     """Train a masked autoencoder and write its encoder to `<output_uri>/encoder.safetensors`.
+
+    The means of the last epoch are written beside it, with the loss on `held_out`, clips that
+    `source` does not hold; it may be empty.
 
     Collective: every rank calls it. The encoder file appears only when the stage is complete, so
     its presence is what tells a later run to skip the stage.
@@ -73,7 +87,7 @@ def pretrain(task: PretrainTask, source: ClipSource, output_uri: str, reporter: 
         if part.needs - {"vectors"} and source.motion is None:
             raise ConfigError([f"{part.name} needs a motion store"])
     torch.manual_seed(task.seed)
-    model = MaskedAutoencoder(task.model, config.decoder, task.target.dim(task.model))
+    model = MaskedAutoencoder(task.model, config.decoder, task.target.dims(task.model))
     engine = Engine(model, task.model.depth, config.engine, config.optim)
     order = StepOrder(len(source.entries), config.engine.global_batch_size, task.seed)
     clips = TrainingClips(
@@ -119,8 +133,37 @@ def pretrain(task: PretrainTask, source: ClipSource, output_uri: str, reporter: 
     run(stage, reporter)
     weights = engine.full_weights()
     if engine.rank == 0:
-        trained = MaskedAutoencoder(task.model, config.decoder, task.target.dim(task.model))
+        trained = MaskedAutoencoder(task.model, config.decoder, task.target.dims(task.model))
         trained.load_state_dict(weights)
-        storage.write_json(storage.join(output_uri, SUMMARY_FILE), stage.state["last_epoch"])
+        tested = _test(task, trained.to(engine.device).eval(), held_out, engine.device)
+        if tested:
+            reporter.log(tested, stage.total_steps)
+        summary = stage.state["last_epoch"] | tested
+        storage.write_json(storage.join(output_uri, SUMMARY_FILE), summary)
         save_weights(trained.encoder, task.model, storage.join(output_uri, ENCODER_FILE))
     gather_objects(None)  # no rank goes on before the encoder is written
+
+
+def _test(
+    task: PretrainTask, model: MaskedAutoencoder, held_out: ClipSource, device: torch.device
+) -> dict[str, float]:
+    """Loss on the first of the held-out clips, centred, each with one mask of its own."""
+    count = min(task.config.held_out_clips, len(held_out.entries))
+    if count == 0:
+        return {}
+    clips = TrainingClips(
+        held_out,
+        CentreCrop(),
+        task.seed,
+        mask=task.mask,
+        requests=task.target.requests(task.model),
+        shuffle=task.config.shuffle_frames,
+    )
+    size = task.config.engine.micro_batch_size
+    keys = [SampleKey(0, index, 0) for index in range(count)]
+    parts = [keys[at : at + size] for at in range(0, count, size)]
+
+    def batches() -> Iterator[Batch]:
+        return iter(make_loader(clips, parts, task.loader, collate))
+
+    return held_out_loss(model, batches, task.target, task.model, device)
