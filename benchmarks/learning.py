@@ -1,0 +1,123 @@
+"""Does pretraining learn anything with every mask and every target? Demo size, minutes on a CPU.
+
+    python benchmarks/learning.py                      # all, as many at a time as there are cores
+    python benchmarks/learning.py hog mgm-dense        # some
+
+Each line compares the loss on held-out clips with that of the best constant prediction: a ratio
+below 1 means that something was learned that differs from clip to clip. Synthetic clips: this says
+that the machinery works, nothing about a method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from kinema.config import load
+from kinema.experiment import Experiment
+from kinema.motion.store import MotionStore
+from kinema.pipelines.isolation import extract_one
+from kinema.pipelines.prepare import prepare_manifest
+from kinema.trial import run_stages
+from kinema.video.manifest import Manifest
+
+BASE = Path(__file__).resolve().parents[1] / "experiments/demo/motion.yaml"
+PIXELS = "target={name: pixel, norm: none}"
+VARIANTS = {
+    "tube": ["mask={name: tube, mask_ratio: 0.75}"],
+    "random": ["mask={name: random, mask_ratio: 0.75}"],
+    "frame": ["mask={name: frame, mask_ratio: 0.5}"],
+    "block": ["mask={name: block, mask_ratio: 0.5}"],
+    "cube": ["mask={name: cube}"],
+    "motion-box": ["mask={name: motion_box, mask_ratio: 0.75, overlap: centre}"],
+    "smm-dense": ["mask={name: smm, mask_ratio: 0.5}"],
+    "smm-sparse": ["mask={name: smm, mask_ratio: 0.5, shape: sparse}"],
+    "mgm-dense": ["mask={name: mgm, mask_ratio: 0.5}"],
+    "mgm-sparse": ["mask={name: mgm, mask_ratio: 0.5, shape: sparse}"],
+    "mgm-flow": ["mask={name: mgm, mask_ratio: 0.5, guide: flow}"],
+    "pixel-joint": ["target={name: pixel, norm: joint}"],
+    "pixel-per-channel": ["target={name: pixel, norm: per_channel}"],
+    "hog": ["target={name: hog}", "pretrain.epochs=16"],
+    "flow": ["target={name: flow}"],
+    "hof": ["target={name: hof}", "pretrain.epochs=16"],
+    "mbh": ["target={name: mbh}", "pretrain.epochs=16"],
+    "trajectory": ["target={name: trajectory, length: 4}"],
+    "hog+mbh": ["target={name: joint, parts: [{name: hog}, {name: mbh}]}", "pretrain.epochs=16"],
+    "hog+trajectory": [
+        "target={name: joint, parts: [{name: hog}, {name: trajectory, length: 4, features:"
+        " [position]}]}",
+        "pretrain.epochs=16",
+    ],
+}
+"""Overrides of the demo; targets are predicted under a random mask, masks tried on pixels."""
+
+
+class Silent:
+    """Keeps nothing: every run here is from start to end."""
+
+    resume = None
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+    def checkpoint(self, metrics: Mapping[str, float], save: Callable[[Path], None]) -> None:
+        """Nothing."""
+
+    def preempted(self) -> bool:
+        """Never."""
+        return False
+
+
+def experiment(root: str, name: str) -> Experiment:
+    """The demo with one mask or target."""
+    shared = [f"storage={root}", "finetune=null"]
+    return load(Experiment, BASE, [*shared, *VARIANTS[name]]).resolved()
+
+
+def extract(root: str) -> None:
+    """Make the clips and find their motion once."""
+    first = experiment(root, "tube")
+    assert first.motion is not None
+    rows = [extract_one(e, first.motion) for e in Manifest.read(prepare_manifest(first)).rows()]
+    MotionStore(first.root, first.motion).write_part(rows, "000")
+
+
+def learn(root: str, name: str) -> tuple[str, float, dict[str, float]]:
+    """Name, seconds, and what pretraining left in its summary."""
+    import torch
+
+    torch.set_num_threads(1)
+    chosen = experiment(root, name)
+    started = time.perf_counter()
+    outcome = run_stages(chosen, prepare_manifest(chosen), Silent())
+    return name, time.perf_counter() - started, outcome["pretrain"]
+
+
+def main() -> None:
+    """Learn and print a line per variant."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - VARIANTS.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
+    with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(arguments.workers) as pool:
+        pool.submit(extract, root).result()
+        print(f"{'variant':18s} {'seconds':>8s} {'loss':>8s} {'constant':>9s} {'ratio':>6s}")
+        jobs = [pool.submit(learn, root, name) for name in arguments.names or VARIANTS]
+        for job in as_completed(jobs):
+            name, seconds, summary = job.result()
+            print(
+                f"{name:18s} {seconds:8.0f} {summary['held_out/loss']:8.4f}"
+                f" {summary['held_out/constant_loss']:9.4f} {summary['held_out/ratio']:6.3f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
