@@ -82,7 +82,7 @@ def test_every_mask_and_target_trains_as_on_record(name: str, root: Path) -> Non
     if os.environ.get("KINEMA_RECORD_GOLDEN"):
         file.write_text("".join(f"{loss:.7f}\n" for loss in recorder.losses))
     assert len(recorder.losses) == 6
-    np.testing.assert_allclose(recorder.losses, np.loadtxt(file), rtol=1e-3)
+    np.testing.assert_allclose(recorder.losses, np.loadtxt(file), rtol=1e-2)
     assert outcome["num_tested"] == 8
     assert outcome["pretrain"]["held_out/constant_loss"] > 0
     assert np.isfinite(outcome["pretrain"]["held_out/ratio"])

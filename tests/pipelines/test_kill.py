@@ -95,8 +95,9 @@ def test_killed_worker_changes_nothing(tmp_path: Path) -> None:
     outcome = train(disturbed, uri, digest)
     killer.join()
     assert killed, "the run ended before it could be killed"
-    assert outcome["pretrain"] == expected["pretrain"]
-    assert outcome["metrics"] == expected["metrics"]
+    # Means of float32 losses: their last digit depends on the process that summed them.
+    assert outcome["pretrain"] == pytest.approx(expected["pretrain"], rel=1e-6)
+    assert outcome["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
 
 
 @pytest.mark.timeout(600)

@@ -58,6 +58,7 @@ class Decoder(nn.Module):
         activation_checkpointing: bool,
     ) -> None:
         super().__init__()
+        self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.embed = nn.Linear(encoder_dim, config.embed_dim, bias=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
