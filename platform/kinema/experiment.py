@@ -117,6 +117,12 @@ class Experiment(Config):
     def _fits_together(self) -> Experiment:
         problems = []
         problems += self._missing_motion()
+        dropping = self.finetune is not None and self.finetune.keep_tokens < 1
+        if dropping and self.model.attention != "joint":
+            problems.append(
+                f"finetune.keep_tokens leaves tokens out, model.attention={self.model.attention}"
+                " needs them all: use attention=joint or keep_tokens=1"
+            )
         if self.pretrain is not None and self.encoder is not None:
             problems.append("give either encoder or pretrain, not both; set pretrain=null")
         if self.pretrain is None and self.finetune is None:

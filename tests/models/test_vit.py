@@ -76,7 +76,7 @@ def test_overriding_a_dumped_config_takes_effect(override, size, numbers) -> Non
     ("settings", "message"),
     [
         ({"size": "custom", "depth": 2}, "also needs embed_dim, num_heads"),
-        ({"size": "vit_x"}, "'vit_s', 'vit_b', 'vit_l', 'vit_h' or 'custom'"),
+        ({"size": "vit_x"}, "'vit_s', 'vit_b', 'vit_l', 'vit_h', 'mvit_v2_s' or 'custom'"),
         (
             {"size": "vit_s", "embed_dim": 768, "depth": 12, "num_heads": 12},
             "vit_s has embed_dim 384",

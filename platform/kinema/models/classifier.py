@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from kinema.config import Config
 from kinema.errors import ConfigError
+from kinema.models.backbones import build_encoder, pool_tokens
 from kinema.models.cross_attention import MCA, BlockForm, HeadDim, mean_tokens
-from kinema.models.vit import NORM_EPS, Encoder, ViTConfig, init_weights, token_indices
+from kinema.models.vit import NORM_EPS, ViTConfig, init_weights, token_indices
 
 
 class MeanPool(nn.Module):
@@ -161,7 +162,7 @@ class Classifier(nn.Module):
     def __init__(self, vit: ViTConfig, head: Head, num_classes: int) -> None:
         super().__init__()
         self.needs_inner, self.head_name = "boxes" in head.needs, head.name
-        self.encoder = Encoder(vit, final_norm=False)
+        self.encoder = build_encoder(vit, final_norm=False)
         self.pooling = head.pooling(vit)
         self.norm = nn.LayerNorm(vit.embed_dim, eps=NORM_EPS)
         self.dropout = nn.Dropout(head.dropout)
@@ -178,6 +179,8 @@ class Classifier(nn.Module):
                 f"the {self.head_name} head needs `inner`, the tokens inside the motion box;"
                 " got None"
             )
+        if inner is not None:
+            inner = pool_tokens(inner, self.encoder.config)
         if inner is not None and visible is not None:
             inner = inner.gather(1, token_indices(visible).to(inner.device))
         features: Tensor = self.norm(self.pooling(self.encoder(clip, visible), inner))

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from kinema import storage
 from kinema.config import Config
 from kinema.errors import WeightsError
+from kinema.models.backbones import build_encoder
 from kinema.models.classifier import Classifier, Head, PlainHead
 from kinema.models.mae import Decoder, DecoderConfig, MaskedAutoencoder
 from kinema.models.targets import PixelTarget
-from kinema.models.vit import NORM_EPS, Encoder, ViTConfig
+from kinema.models.vit import NORM_EPS, Backbone, ViTConfig
 from kinema.models.weights import encoder_of, save_weights
 
 Layout = Literal["kinema", "videomae", "huggingface", "torch_export"]
@@ -120,14 +121,13 @@ def network(tensors: Mapping[str, Tensor], config: ConvertConfig) -> nn.Module:
     if any(name.startswith("decoders.") for name in tensors):
         dims = PixelTarget().dims(config.model)
         head = tensors.get("decoders.0.head.weight")
-        return MaskedAutoencoder(
-            config.model, config.decoder, dims if head is None else [len(head)]
-        )
+        outputs = dims if head is None else [len(head)]
+        return MaskedAutoencoder(config.model, config.decoder, outputs)
     if "head.weight" in tensors or config.num_classes is not None:
         stored = tensors.get("head.weight")
         count = config.num_classes or (0 if stored is None else len(stored))
         return Classifier(config.model, config.head, count)
-    return Encoder(config.model)
+    return build_encoder(config.model)
 
 
 def load(module: nn.Module, tensors: Mapping[str, Tensor], source: str, min_share: float) -> float:
@@ -137,7 +137,7 @@ def load(module: nn.Module, tensors: Mapping[str, Tensor], source: str, min_shar
         WeightsError: less than `min_share`, or tensors are left over or of another shape.
     """
     wanted = module.state_dict()
-    if isinstance(module, Encoder):
+    if isinstance(module, Backbone):
         tensors = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
     matched = {
         name: tensor
@@ -191,7 +191,7 @@ def export_program(module: nn.Module, path: str) -> None:
     Raises:
         WeightsError: another network, or another ending than `.pt2`.
     """
-    plain = isinstance(module, Encoder) or (
+    plain = isinstance(module, Backbone) or (
         isinstance(module, Classifier) and not module.needs_inner
     )
     if not plain:
@@ -395,6 +395,11 @@ def _outside_blocks_back(name: str) -> str:
 
 def _exchangeable(module: nn.Module) -> Tensors:
     """The tensors of a network that other code knows."""
+    encoder = encoder_of(module)
+    if encoder is not None and encoder.config.attention != "joint":
+        raise WeightsError(
+            f"attention {encoder.config.attention} has no place in other code's layout"
+        )
     if isinstance(module, MaskedAutoencoder) and len(module.decoders) == 1:
         return module.state_dict()
     if isinstance(module, Classifier) and not list(module.pooling.parameters()):

@@ -1,5 +1,7 @@
 """Video vision transformer with joint space-time attention (VideoMAE, section 3; ViT, 2021).
 
+`backbones.py` has the other ones that `ViTConfig.attention` names.
+
 - A Conv3d cuts the clip into tubelets; there is no class token.
 - Positions are a fixed sin-cos table over the flattened tokens, kept out of the state dict.
 - Blocks are pre-norm; queries and values have a learned bias, keys none.
@@ -10,8 +12,9 @@ Shapes: B clips, T frames, N tokens, n of them kept, D = embed_dim.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +36,10 @@ from kinema.config import Config
 from kinema.masking.grid import Grid
 
 NORM_EPS = 1e-6
+CONV_STRIDE = 4
+"""Pixels between the centres of MViT's first tokens."""
+
+Attending = Literal["joint", "divided", "pooling"]
 
 
 class Size(NamedTuple):
@@ -41,6 +48,10 @@ class Size(NamedTuple):
     embed_dim: int
     depth: int
     num_heads: int
+
+
+SizeName = Literal["vit_s", "vit_b", "vit_l", "vit_h", "mvit_v2_s", "custom"]
+"""All named sizes; not every kind of network comes in each."""
 
 
 class TransformerConfig(Config):
@@ -54,7 +65,7 @@ class TransformerConfig(Config):
 
     sizes: ClassVar[dict[str, Size]]
 
-    size: Literal["vit_s", "vit_b", "vit_l", "vit_h", "custom"] = "vit_b"
+    size: SizeName = "vit_b"
     embed_dim: PositiveInt
     depth: PositiveInt
     num_heads: PositiveInt
@@ -74,6 +85,8 @@ class TransformerConfig(Config):
                 raise ValueError(f"size custom also needs {', '.join(missing)}")
             return data
         if not isinstance(size, str) or size not in cls.sizes:
+            if size in get_args(SizeName):
+                raise ValueError(f"size {size} is none of {', '.join(cls.sizes)}, custom")
             return data  # the field's own check names the sizes there are
         named = cls.sizes[size]._asdict()
         changed = [field for field in named if field in data and data[field] != named[field]]
@@ -108,13 +121,27 @@ class ViTConfig(TransformerConfig):
         "vit_b": Size(768, 12, 12),
         "vit_l": Size(1024, 24, 16),
         "vit_h": Size(1280, 32, 16),
+        "mvit_v2_s": Size(768, 16, 8),
     }
 
-    embed_dim: PositiveInt = Field(default=768, description="width; set by size unless written out")
+    attention: Attending = Field(
+        default="joint",
+        description="joint: all tokens with all; divided: time, then space (TimeSformer);"
+        " pooling: coarser from stage to stage (MViTv2)",
+    )
+    embed_dim: PositiveInt = Field(
+        default=768, description="width, behind the last stage; set by size unless written out"
+    )
     depth: PositiveInt = Field(
         default=12, description="number of blocks; set by size unless written out"
     )
-    num_heads: PositiveInt = Field(default=12, description="heads; set by size unless written out")
+    num_heads: PositiveInt = Field(
+        default=12, description="heads, in the last stage; set by size unless written out"
+    )
+    stages: tuple[PositiveInt, ...] = Field(
+        default=(1, 2, 11, 2),
+        description="blocks per stage, for attention pooling; the others have one stage",
+    )
     image_size: PositiveInt = Field(
         default=224, description="height and width of the input, pixels"
     )
@@ -139,9 +166,37 @@ class ViTConfig(TransformerConfig):
             for whole, part in pairs
             if getattr(self, whole) % getattr(self, part)
         ]
+        if self.attention == "pooling":
+            problems += self._misfits_of_stages()
+        elif self.size == "mvit_v2_s":
+            problems.append("size mvit_v2_s has attention: pooling, which is to be written out")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _misfits_of_stages(self) -> list[str]:
+        """What attention pooling asks of the numbers, and does not find."""
+        first, wanted = 2 ** (len(self.stages) - 1), []
+        if sum(self.stages) != self.depth:
+            wanted.append(f"the {sum(self.stages)} blocks of stages {self.stages} make up depth")
+        if self.embed_dim % first or self.num_heads % first:
+            wanted.append(f"embed_dim and num_heads are multiples of {first}, doubling per stage")
+        if self.tubelet_size != 2:
+            wanted.append("tubelet_size is 2, the stride of its convolution")
+        stride = CONV_STRIDE * first
+        if stride % self.patch_size or self.patch_size % CONV_STRIDE or self.image_size % stride:
+            wanted.append(
+                f"patch_size is a multiple of {CONV_STRIDE} that divides {stride}, the pixels of"
+                " an output token, and these divide image_size"
+            )
+        return [f"with attention pooling, {line}" for line in wanted]
+
+    @property
+    def pool(self) -> int:
+        """Tokens of the grid per side of an output token; 1 unless attention pools."""
+        if self.attention != "pooling":
+            return 1
+        return int(CONV_STRIDE * 2 ** (len(self.stages) - 1) // self.patch_size)
 
     @property
     def grid(self) -> Grid:
@@ -275,8 +330,41 @@ def init_weights(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-class Encoder(nn.Module):
-    """ViT over the tokens of a clip.
+class Backbone(nn.Module, ABC):
+    """What an autoencoder and a classifier see of an encoder.
+
+    Attributes:
+        config: its size, and that of its clips.
+        mask_dim: width of the mask token that stands in for a hidden token, where the network
+            needs the full grid; None where it leaves hidden tokens out.
+    """
+
+    config: ViTConfig
+    mask_dim: int | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The token grid of its clips."""
+        return self.config.grid
+
+    @abstractmethod
+    def forward(
+        self, clip: Tensor, visible: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
+        """Encode clips.
+
+        Args:
+            clip: float (B, 3, T, H, W), normalised with the ImageNet mean and deviation.
+            visible: bool (B, N), the tokens to look at; equally many in every clip. None = all.
+            mask_token: (mask_dim,), enters for all others; None where they are left out.
+
+        Returns:
+            (B, n, D), the visible tokens in ascending order; or, of the full grid, all.
+        """
+
+
+class Encoder(Backbone):
+    """ViT over the tokens of a clip, joint attention.
 
     Args:
         config: size of the network and of the clip.
@@ -299,11 +387,6 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim, eps=NORM_EPS) if final_norm else nn.Identity()
         init_weights(self)
 
-    @property
-    def grid(self) -> Grid:
-        """The token grid of its clips."""
-        return self.config.grid
-
     def embed(self, clip: Tensor) -> Tensor:
         """Normalised clips (B, 3, T, H, W) -> tokens with positions (B, N, D)."""
         tokens: Tensor = self.patch_embed(clip)
@@ -315,16 +398,10 @@ class Encoder(nn.Module):
         out: Tensor = self.norm(tokens)
         return out
 
-    def forward(self, clip: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Encode clips.
-
-        Args:
-            clip: float (B, 3, T, H, W), normalised with the ImageNet mean and deviation.
-            visible: bool (B, N), the tokens to look at; equally many in every clip. None = all.
-
-        Returns:
-            (B, n, D), the visible tokens in ascending order.
-        """
+    def forward(
+        self, clip: Tensor, visible: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
+        """Clips (B, 3, T, H, W) -> visible tokens (B, n, D); see `Backbone`."""
         tokens = self.embed(clip)
         if visible is not None:
             tokens = gather_tokens(tokens, token_indices(visible))

@@ -17,11 +17,12 @@ from kinema.config import Config
 from kinema.errors import WeightsError
 from kinema.models.classifier import Classifier
 from kinema.models.mae import MaskedAutoencoder
-from kinema.models.vit import Encoder, ViTConfig
+from kinema.models.vit import Backbone, ViTConfig
 
 SUFFIX = ".safetensors"
 
 ARCHITECTURE = (
+    "attention",
     "embed_dim",
     "depth",
     "num_heads",
@@ -110,7 +111,7 @@ def load_encoder_weights(module: nn.Module, path: str, min_share: float = 0.95) 
     described = read_description(path)
     if described["encoder"] is None:
         raise WeightsError(f"{path}: holds a {described['model']}, which has no encoder")
-    saved = _encoder_tensors(_read_tensors(path), described["model"])
+    saved = _encoder_tensors(_read_tensors(path))
     wanted = encoder.state_dict()
     matched = {
         name: saved[name]
@@ -158,9 +159,9 @@ def description_path(path: str) -> str:
     return path.removesuffix(SUFFIX) + ".json"
 
 
-def encoder_of(module: nn.Module) -> Encoder | None:
+def encoder_of(module: nn.Module) -> Backbone | None:
     """The encoder of a network, itself if it is one, None if it has none."""
-    if isinstance(module, Encoder):
+    if isinstance(module, Backbone):
         return module
     if isinstance(module, MaskedAutoencoder | Classifier):
         return module.encoder
@@ -174,11 +175,11 @@ def _read_tensors(path: str) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def _encoder_tensors(tensors: dict[str, Tensor], model: str) -> dict[str, Tensor]:
-    """The encoder's tensors under its own names."""
-    if model == Encoder.__name__:
-        return tensors
+def _encoder_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's tensors under its own names; those of an encoder alone have no prefix."""
     prefix = "encoder."
+    if not any(name.startswith(prefix) for name in tensors):
+        return tensors
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

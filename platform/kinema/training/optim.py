@@ -63,8 +63,8 @@ def schedule(
 
 
 def layer_index(name: str, depth: int) -> int:
-    """Depth of parameter `name`: 0 = patch embedding, k + 1 = block k, depth + 1 = the rest."""
-    if re.search(r"(^|\.)patch_embed\.", name):
+    """Depth of parameter `name`: k + 1 = block k, 0 = what is before blocks, depth + 1 = behind."""
+    if re.search(r"(^|\.)(patch_embed\.|class_token$)", name):
         return 0
     block = re.search(r"(^|\.)encoder\.blocks\.(\d+)\.", name)
     return int(block[2]) + 1 if block else depth + 1
