@@ -21,7 +21,7 @@ from pathlib import Path
 from kinema.config import load
 from kinema.experiment import Experiment
 from kinema.motion.store import MotionStore
-from kinema.pipelines.isolation import extract_one
+from kinema.pipelines.one_video import extract_one
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.trial import run_stages
 from kinema.video.manifest import Manifest

@@ -12,7 +12,13 @@ from job_runner import JOBS, REPOSITORY, call
 from kinema.errors import ConfigError
 
 CONFIGURED = [job for job in JOBS if job != "demo.py"]  # which hands its arguments on
-REQUIRED = {"index_videos.py": ["format=folders", "source=videos", "output=x.parquet"]}
+REQUIRED = {
+    "index_videos.py": ["format=folders", "source=videos", "output=x.parquet"],
+    "convert_weights.py": ["source=a.safetensors", "output=b.safetensors"],
+}
+WITH_SEED = {"extract_motion.py", "finetune.py", "pretrain.py", "make_synthetic.py"} | {
+    job for job in JOBS if job.startswith("sweep_")
+}
 
 
 @pytest.mark.parametrize("job", CONFIGURED)
@@ -27,7 +33,7 @@ def test_help_names_the_job_and_every_key(job: str, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("job", CONFIGURED)
 def test_misspelt_key_is_told_the_nearest_one(job: str) -> None:
-    wrong, right = ("ouptut=x", "output") if job in REQUIRED else ("seeed=1", "seed")
+    wrong, right = ("seeed=1", "seed") if job in WITH_SEED else ("ouptut=x", "output")
     with pytest.raises(ConfigError, match=f"unknown key '.*'; did you mean '{right}'"):
         call(job, [*REQUIRED.get(job, []), wrong])
 

@@ -54,7 +54,7 @@ def seeded() -> None:
     ids=["timesformer", "mvit_v2_s"],
 )
 def test_published_sizes(settings: dict[str, Any], millions: float) -> None:
-    """Published with 400 classes: TimeSformer 121.4 M with tubelets of one frame, MViTv2-S 34.5 M."""
+    """Published with 400 classes: TimeSformer 121.4 M (tubelets of 1 frame), MViTv2-S 34.5 M."""
     with torch.device("meta"):
         network = Classifier(ViTConfig(**settings), PlainHead(), 174)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)

@@ -18,8 +18,9 @@ from kinema.motion.tracks import patch_points, track
 from kinema.motion.vectors import GRID, vector_fields
 from kinema.randomness import keyed_rng
 from kinema.video.decode import read_frames_and_vectors
+from kinema.video.encode import encode
 from kinema.video.scene import DrawnClip
-from kinema.video.synthetic import MOTIONS, SyntheticConfig, draw_clip, encode
+from kinema.video.synthetic import MOTIONS, SyntheticConfig, draw_clip
 
 SIZE, FRAMES, SLOTS = 128, 10, 5
 CELLS = SIZE // GRID

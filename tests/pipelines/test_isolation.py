@@ -14,11 +14,8 @@ from moving_square import entry_of, write_video
 from kinema.errors import VideoError
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import DIS, CodecVectors
-from kinema.pipelines.isolation import (
-    IsolatedExtractor,
-    extract_one,
-    video_digest,
-)
+from kinema.pipelines.isolation import Isolated
+from kinema.pipelines.one_video import extract_one, video_digest
 
 CONFIG = MotionConfig(flow=DIS())
 
@@ -82,7 +79,7 @@ def extractors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         textwrap.dedent(
             """
             import os, pathlib, signal, time
-            from kinema.pipelines.isolation import extract_one
+            from kinema.pipelines.one_video import extract_one
 
             def _tries(entry):
                 log = pathlib.Path(entry.path + ".tries")
@@ -119,9 +116,9 @@ def test_crash_costs_its_video_after_one_retry(tmp_path: Path) -> None:
     import going_wrong  # type: ignore[import-not-found]
 
     entry = entry_of(write_video(tmp_path / "a.mp4"))
-    with IsolatedExtractor(CONFIG, 60, going_wrong.crash) as extractor:
-        outcome = extractor.extract(entry)
-    assert outcome.row is None
+    with Isolated(going_wrong.crash, CONFIG, 60) as extractor:
+        outcome = extractor.run(entry)
+    assert outcome.result is None
     assert outcome.why == "the decoder crashed (SIGSEGV), 2 times"
     assert (tmp_path / "a.mp4.tries").stat().st_size == 2
 
@@ -131,11 +128,11 @@ def test_crash_that_does_not_repeat_costs_nothing(tmp_path: Path) -> None:
     import going_wrong
 
     entry = entry_of(write_video(tmp_path / "a.mp4"))
-    with IsolatedExtractor(CONFIG, 60, going_wrong.crash_once) as extractor:
-        outcome = extractor.extract(entry)
+    with Isolated(going_wrong.crash_once, CONFIG, 60) as extractor:
+        outcome = extractor.run(entry)
     assert outcome.why is None
-    assert outcome.row is not None
-    assert outcome.row.boxes.boxes.shape == (7, 4)
+    assert outcome.result is not None
+    assert outcome.result.boxes.boxes.shape == (7, 4)
 
 
 @pytest.mark.usefixtures("extractors")
@@ -143,14 +140,14 @@ def test_hang_ends_at_the_limit_and_the_next_video_works(tmp_path: Path) -> None
     import going_wrong
 
     path = write_video(tmp_path / "a.mp4")
-    with IsolatedExtractor(CONFIG, 60, going_wrong.hang) as extractor:
-        assert extractor.extract(entry_of(path, id="before")).why is None
+    with Isolated(going_wrong.hang, CONFIG, 60) as extractor:
+        assert extractor.run(entry_of(path, id="before")).why is None
         extractor.timeout_s = 1.0
         started = time.monotonic()
-        stuck = extractor.extract(entry_of(path, id="hangs"))
+        stuck = extractor.run(entry_of(path, id="hangs"))
         assert 2 <= time.monotonic() - started < 15
         extractor.timeout_s = 60
-        assert extractor.extract(entry_of(path, id="after")).why is None
+        assert extractor.run(entry_of(path, id="after")).why is None
     assert stuck.why == "took longer than 1 s, 2 times"
     assert (tmp_path / "a.mp4.tries").stat().st_size == 2
 
@@ -160,6 +157,6 @@ def test_bug_is_named_and_not_retried(tmp_path: Path) -> None:
     import going_wrong
 
     entry = entry_of(write_video(tmp_path / "a.mp4"))
-    with IsolatedExtractor(CONFIG, 60, going_wrong.bug) as extractor:
-        assert extractor.extract(entry).why == "ZeroDivisionError: oops"
+    with Isolated(going_wrong.bug, CONFIG, 60) as extractor:
+        assert extractor.run(entry).why == "ZeroDivisionError: oops"
     assert (tmp_path / "a.mp4.tries").stat().st_size == 1

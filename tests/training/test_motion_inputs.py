@@ -21,7 +21,7 @@ from kinema.motion.fields import FieldConfig
 from kinema.motion.flow import DIS
 from kinema.motion.store import MotionReader, MotionStore
 from kinema.motion.tracks import patch_points, track
-from kinema.pipelines.isolation import extract_one
+from kinema.pipelines.one_video import extract_one
 from kinema.training.batch import collate
 from kinema.training.data import ClipSource, SampleKey, TrainingClips
 from kinema.training.frames import FrameCache

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from kinema import storage
 from kinema.config import fingerprint
 from kinema.errors import ConfigError
-from kinema.experiment import Experiment
+from kinema.experiment import DataConfig, Experiment
 from kinema.motion.extractor import MotionConfig
 from kinema.pipelines.extract import extract
 from kinema.video.manifest import Manifest
@@ -49,7 +50,21 @@ def prepare(experiments: Sequence[Experiment]) -> Prepared:
     return Prepared(uri, Manifest.read(uri))
 
 
-def prepare_manifest(experiment: Experiment) -> str:
+class HasData(Protocol):
+    """A config that names videos and where durable files go."""
+
+    @property
+    def data(self) -> DataConfig:
+        """Which videos."""
+        ...
+
+    @property
+    def root(self) -> str:
+        """Absolute storage root."""
+        ...
+
+
+def prepare_manifest(experiment: HasData) -> str:
     """URI of the manifest; the embedded known-answer set is made when none is named."""
     if experiment.data.manifest is not None:
         return storage.absolute(experiment.data.manifest)

@@ -15,11 +15,8 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal, Self
 
-import av
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -30,6 +27,7 @@ from kinema.config import Config, fingerprint
 from kinema.errors import ConfigError, StorageError
 from kinema.randomness import keyed_rng
 from kinema.video import manifest, scene
+from kinema.video.encode import encode
 
 # Raise by hand when unchanged settings draw other clips.
 SYNTHETIC_VERSION = 1
@@ -290,28 +288,6 @@ def _pack(drawn: scene.DrawnClip, moving: bool) -> bytes:
         flow=drawn.flow.astype(np.float16),
         camera=drawn.camera,
     )
-    return file.getvalue()
-
-
-def encode(frames: npt.NDArray[np.uint8], fps: int, crf: int) -> bytes:
-    """H.264 in MP4, one reference frame and no B-frames, so that motion vectors span one frame.
-
-    Args:
-        frames: (T, H, W, 3) uint8 RGB, even sides.
-        fps: frames per second.
-        crf: quality, 0 (lossless) to 51.
-    """
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf), "threads": "1", "bf": "0", "refs": "1"}
-        for frame in frames:
-            # By OpenCV: the last bit of FFmpeg's depends on where the array lies in memory.
-            yuv = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv420p")))
-        container.mux(stream.encode(None))
     return file.getvalue()
 
 
