@@ -16,11 +16,8 @@ import pytest
 
 from kinema.config import load
 from kinema.experiment import Experiment
-from kinema.motion.store import MotionStore
-from kinema.pipelines.one_video import extract_one
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.trial import run_stages
-from kinema.video.manifest import Manifest
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = [
@@ -65,10 +62,6 @@ def experiment(root: Path, variant: Sequence[str] = (), *overrides: str) -> Expe
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Storage with the clips and their motion."""
     folder = tmp_path_factory.mktemp("methods")
-    first = experiment(folder)
-    assert first.motion is not None
-    rows = [extract_one(e, first.motion) for e in Manifest.read(prepare_manifest(first)).rows()]
-    MotionStore(first.root, first.motion).write_part(rows, "000")
     return folder
 
 
@@ -77,6 +70,7 @@ def test_every_mask_and_target_trains_as_on_record(name: str, root: Path) -> Non
     head = ["head={name: mca, heads: 2}"] if name == "motion-box" else []
     chosen = experiment(root, learning.VARIANTS[name], *head)
     recorder = Losses()
+    learning.extract(chosen)
     outcome = run_stages(chosen, prepare_manifest(chosen), recorder)
     file = GOLDEN / f"{name}.txt"
     if os.environ.get("KINEMA_RECORD_GOLDEN"):
@@ -102,5 +96,6 @@ def test_options_of_the_recipes_run(override: str, root: Path) -> None:
     target = ["target={name: trajectory, length: 4}"]
     chosen = experiment(root, target, override)
     assert chosen != experiment(root, target)
+    learning.extract(chosen)
     outcome = run_stages(chosen, prepare_manifest(chosen), Losses())
     assert outcome["num_tested"] == 8

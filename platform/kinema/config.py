@@ -45,7 +45,8 @@ def load(
 
     Args:
         spec: the model the settings must fit.
-        file: YAML file. Its `base:` names another one, relative to itself, and so on.
+        file: YAML file. Its `base:` names another one, relative to itself, and so on; or several,
+            of which later ones count more.
         overrides: `key.path=value` with values in YAML: `mask.mask_ratio=0.75`, `sizes=[1, 2]`.
         default: the file used when `file` is None.
 
@@ -145,10 +146,11 @@ def _file_layers(
         raise ConfigError([f"{file} is not UTF-8 text: {error.reason}"]) from error
     except (yaml.YAMLError, TypeError) as error:
         raise ConfigError([_yaml_problem(error)], str(file)) from error
-    base = layer.pop("base", None)
-    if base is not None and not isinstance(base, str):
-        raise ConfigError([f"base must name one file, not {base!r}"], str(file))
-    if base is not None:
+    bases = layer.pop("base", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError([f"base must name a file or several, not {bases!r}"], str(file))
+    for base in bases:
         yield from _file_layers(file.parent / base, (*chain, file))
     origins = {path: f"{file}:{line}" for path, line in lines.items()}
     yield layer, origins, [f"{file}, {problem}" for problem in problems]

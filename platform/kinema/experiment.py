@@ -68,12 +68,22 @@ class SchedulerConfig(Config):
     reduction_factor: PositiveInt = 3
 
 
-class SweepConfig(Config):
-    """Which settings a sweep varies. `axes` maps dotted keys to values, in the table's order."""
+VARIANT = "variant"
 
-    axes: dict[str, list[Any]] = Field(min_length=1)
+
+class SweepConfig(Config):
+    """What a sweep varies: named variants, or axes, or every variant at every point of the axes."""
+
+    variants: dict[str, dict[str, Any]] = Field(
+        default={}, description="named sets of overrides: the rows of a table"
+    )
+    axes: dict[str, list[Any]] = Field(
+        default={}, description="dotted keys and the values of each, in the table's order"
+    )
     skip: list[dict[str, Any]] = Field(
-        default=[], description="points left out: those that have all the values of an entry"
+        default=[],
+        description="points left out: those that have all the values of an entry, whose key"
+        " `variant` names one",
     )
     search: Literal["grid", "random"] = "grid"
     num_samples: PositiveInt = Field(10, description="trials of a random search")
@@ -85,10 +95,20 @@ class SweepConfig(Config):
 
     @model_validator(mode="after")
     def _filled(self) -> SweepConfig:
+        if not self.axes and not self.variants:
+            raise ValueError("nothing to vary: give axes or variants")
         empty = [key for key, values in self.axes.items() if not values]
         if empty:
             raise ValueError(f"axis without values: {', '.join(empty)}")
+        unknown = {key for entry in self.skip for key in entry} - set(self.columns)
+        if unknown:
+            raise ValueError(f"skip names what is not varied: {', '.join(sorted(unknown))}")
         return self
+
+    @property
+    def columns(self) -> list[str]:
+        """What tells one trial from another: `variant` if there are any, then the axes."""
+        return [*([VARIANT] if self.variants else []), *self.axes]
 
 
 class Experiment(Config):

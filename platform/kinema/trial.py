@@ -20,7 +20,7 @@ from kinema.training.engine import current_device, world
 from kinema.training.finetune import FinetuneTask, finetune, keep_labels, split_holdout
 from kinema.training.frames import FrameCache
 from kinema.training.loop import Reporter
-from kinema.training.pretrain import ENCODER_FILE, SUMMARY_FILE, PretrainTask, pretrain
+from kinema.training.pretrain import ENCODER_FILE, SUMMARY_FILE, PretrainTask, keep_clips, pretrain
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import Sampling
 
@@ -127,10 +127,11 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
                 experiment.seed,
             )
             seen = {entry.id for entry in splits.pretrain}
+            used = keep_clips(splits.pretrain, experiment.pretrain.clip_share, experiment.seed)
             unseen = [entry for entry in splits.validation if entry.id not in seen]
             pretrain(
                 task,
-                source(splits.pretrain, experiment.pretrain.sampling),
+                source(used, experiment.pretrain.sampling),
                 source(unseen, experiment.pretrain.sampling),
                 folder,
                 reporter,

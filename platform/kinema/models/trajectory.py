@@ -32,8 +32,8 @@ class TrajectoryTarget(TargetRule):
     - `shape`: 9 bins of oriented gradients around the point (Eq. 5), averaged over the colours.
     - `hof`, `mbh`: 9 bins of flow, and 2 x 9 of its boundaries, around the point (Table 11).
 
-    A trajectory that leaves the input is not counted (Eq. 7). Each feature of a patch is normalised
-    to zero mean and unit deviation over its counted trajectories.
+    A trajectory that leaves the input is not counted (Eq. 7) unless `count_lost`. Each feature of a
+    patch is normalised to zero mean and unit deviation over its counted trajectories.
     """
 
     name: Literal["trajectory"] = "trajectory"
@@ -42,6 +42,9 @@ class TrajectoryTarget(TargetRule):
     num_points: Literal[1, 4, 9, 16] = Field(default=4, description="per patch, K")
     merge: Literal["none", "mean", "longest"] = Field(
         default="none", description="one trajectory of a patch's: their mean, or the longest"
+    )
+    count_lost: bool = Field(
+        default=False, description="count those that leave the input, too (MME, appendix E)"
     )
     norm_scope: Literal["patch", "per_step", "none"] = Field(
         default="patch",
@@ -98,6 +101,8 @@ class TrajectoryTarget(TargetRule):
         """See `TargetRule.compute`; trajectories that are not counted have weight 0."""
         motion = inputs.motion
         valid = rearrange(motion["tracks/valid"], "b s (n k) -> b (s n) k", k=self.num_points)
+        if self.count_lost:
+            valid = torch.ones_like(valid)
         paths = motion["tracks/displacements"]
         values, weights = [], []
         for feature in self.features:

@@ -18,7 +18,15 @@ from pydantic import Field, model_validator
 
 from kinema.errors import KinemaError
 from kinema.motion.fields import FieldCollector, FieldConfig, StoredFields
-from kinema.motion.flow import TVL1, CodecVectors, Flow, Grey, MotionSource, to_grey
+from kinema.motion.flow import (
+    TVL1,
+    AnnotatedBoxes,
+    CodecVectors,
+    Flow,
+    Grey,
+    MotionSource,
+    to_grey,
+)
 from kinema.motion.regions import RELEASED, RegionConfig, find_box_and_peak, motion_map
 
 # Part of every digest and store name: raise it by hand whenever results change for unchanged
@@ -46,8 +54,8 @@ class MotionConfig(RegionConfig):
             raise ValueError(
                 f"flow vectors link neighbouring frames: step must be 1, not {self.step}"
             )
-        if isinstance(self.flow, CodecVectors) and self.fields is not None:
-            raise ValueError("flow vectors comes with the frames: fields must be null")
+        if isinstance(self.flow, CodecVectors | AnnotatedBoxes) and self.fields is not None:
+            raise ValueError(f"flow {self.flow.name} is no dense flow: fields must be null")
         return self
 
 
@@ -92,9 +100,9 @@ def extract_motion(frames: Iterable[npt.NDArray[np.uint8]], cfg: MotionConfig) -
         KinemaError: fewer than `step + 1` or `fields.stride + 1` frames, or frames of different
             sizes.
     """
-    if isinstance(cfg.flow, CodecVectors):
+    if isinstance(cfg.flow, CodecVectors | AnnotatedBoxes):
         raise KinemaError(
-            "flow vectors reads codec vectors, not frames; choose flow.name=tvl1, dis or farneback"
+            f"flow {cfg.flow.name} does not read frames; choose flow.name=tvl1, dis or farneback"
         )
     with _single_threaded():
         greys = _Greys(frames, cfg)
@@ -195,7 +203,7 @@ def _flows(
 
     `collector` sees every frame; where it estimates the same flow, that is used.
     """
-    assert not isinstance(cfg.flow, CodecVectors)
+    assert not isinstance(cfg.flow, CodecVectors | AnnotatedBoxes)
     estimate = cfg.flow.estimator()
     shared = cfg.fields is not None and cfg.step == cfg.fields.stride == 1
     previous: Grey | None = None

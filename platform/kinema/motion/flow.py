@@ -129,8 +129,21 @@ class CodecVectors(Config):
     grid: int = Field(8, ge=1, description="side of a cell in px; H.264 blocks are multiples of 4")
 
 
+class AnnotatedBoxes(Config):
+    """Annotated boxes in place of motion that is found (MOFO, Fig. 5b). Not an estimator."""
+
+    name: Literal["annotated"] = "annotated"
+    file: str = Field(
+        "boxes.parquet",
+        description="Parquet of boxes: id, frame, left, top, right, bottom; a path or URI, or a"
+        " name beside the manifest",
+    )
+
+
 FlowConfig = Annotated[TVL1 | DIS | Farneback, Field(discriminator="name")]
-MotionSource = Annotated[TVL1 | DIS | Farneback | CodecVectors, Field(discriminator="name")]
+MotionSource = Annotated[
+    TVL1 | DIS | Farneback | CodecVectors | AnnotatedBoxes, Field(discriminator="name")
+]
 
 
 def to_grey(frame: npt.NDArray[np.uint8]) -> Grey:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from kinema.motion.extractor import MotionConfig
-from kinema.motion.flow import CodecVectors
+from kinema.motion.flow import AnnotatedBoxes, CodecVectors
 from kinema.motion.store import MotionRow, MotionStore, row_digest
 from kinema.pipelines.cluster import require
 from kinema.pipelines.isolation import Outcome
-from kinema.pipelines.one_video import extract_one, video_digest
+from kinema.pipelines.one_video import extract_one, located, motion_digest
 from kinema.pipelines.over_videos import VideoActor, judge, outdated, run_over
 from kinema.storage import absolute
 from kinema.video.manifest import Entry, Manifest
@@ -43,15 +43,17 @@ def extract(
         KinemaError: more failed, after everything that worked was stored.
         ClusterError: the cluster has no core.
     """
-    if not isinstance(motion_config.flow, CodecVectors):
+    if not isinstance(motion_config.flow, CodecVectors | AnnotatedBoxes):
         motion_config.flow.estimator()  # an OpenCV without it says so here, not once per video
     require([{"CPU": 1}], "motion extraction")
     entries = Manifest.read(manifest_uri).rows()
     storage_root = absolute(storage_root)
     store = MotionStore(storage_root, motion_config)
-    todo, changed = outdated(entries, store.existing(), partial(_digest, config=motion_config))
+    work = located(motion_config, manifest_uri)
+    digest = partial(_digest, config=motion_config, work=work)
+    todo, changed = outdated(entries, store.existing(), digest)
     store.drop(changed)
-    arguments = (storage_root, motion_config, timeout_s)
+    arguments = (storage_root, motion_config, timeout_s, work)
     failures = run_over("motion", len(entries), todo, Extractor, arguments, num_cpus)
     if todo:
         store.write_failures(failures)
@@ -64,8 +66,14 @@ def extract(
 class Extractor(VideoActor[MotionRow]):
     """Finds motion and writes parts of the store."""
 
-    def __init__(self, storage_root: str, config: MotionConfig, timeout_s: float) -> None:
-        super().__init__(extract_one, config, timeout_s)
+    def __init__(
+        self,
+        storage_root: str,
+        config: MotionConfig,
+        timeout_s: float,
+        work: MotionConfig | None = None,
+    ) -> None:
+        super().__init__(extract_one, work or config, timeout_s)
         self._store = MotionStore(storage_root, config)
 
     def store(self, outcomes: Sequence[Outcome[MotionRow]], name: str) -> None:
@@ -74,5 +82,5 @@ class Extractor(VideoActor[MotionRow]):
         self._store.write_part(rows, name)
 
 
-def _digest(entry: Entry, config: MotionConfig) -> str:
-    return row_digest(video_digest(entry), config)
+def _digest(entry: Entry, config: MotionConfig, work: MotionConfig) -> str:
+    return row_digest(motion_digest(entry, work), config)

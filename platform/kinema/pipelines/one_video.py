@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
 
+from kinema import storage
 from kinema.config import fingerprint
+from kinema.errors import KinemaError
+from kinema.motion.annotated import Rows, frame_boxes, read_boxes
 from kinema.motion.extractor import (
-    Extraction,
     FrameBoxes,
     MotionConfig,
     extract_boxes_from_vectors,
     extract_motion,
 )
 from kinema.motion.fields import StoredFields
-from kinema.motion.flow import CodecVectors
+from kinema.motion.flow import AnnotatedBoxes, CodecVectors
 from kinema.motion.store import MotionRow
 from kinema.motion.vectors import iterate_fields
 from kinema.video.decode import content_digest, iterate_frames, iterate_vectors
 from kinema.video.manifest import Entry
 
 Moving = TypeVar("Moving", FrameBoxes, StoredFields)
+
+
+def located(config: MotionConfig, manifest_uri: str) -> MotionConfig:
+    """The same with a file of annotated boxes found beside the manifest that names it so."""
+    if not isinstance(config.flow, AnnotatedBoxes):
+        return config
+    folder = storage.absolute(manifest_uri).rpartition("/")[0]
+    name = config.flow.file
+    file = name if "://" in name or name.startswith("/") else storage.join(folder, name)
+    return config.model_copy(update={"flow": AnnotatedBoxes(file=file)})
+
+
+def motion_digest(entry: Entry, config: MotionConfig) -> str:
+    """What the motion of an entry is made from: its video, and its annotation where that is used.
+
+    Raises:
+        KinemaError: either cannot be read.
+    """
+    video = video_digest(entry)
+    if not isinstance(config.flow, AnnotatedBoxes):
+        return video
+    rows = _annotation(config.flow.file).get(entry.id)
+    return fingerprint(video, [] if rows is None else rows.tolist())
 
 
 def video_digest(entry: Entry) -> str:
@@ -40,15 +66,23 @@ def video_digest(entry: Entry) -> str:
 def extract_one(entry: Entry, config: MotionConfig) -> MotionRow:
     """Decode one video and find its motion; frame indices are those of the whole file.
 
+    Args:
+        entry: the video.
+        config: of the motion, `located`.
+
     Raises:
         KinemaError: the video cannot be read, or has too few frames.
     """
-    digest = video_digest(entry)
-    span = entry.frame_range()
+    digest = motion_digest(entry, config)
+    span, fields = entry.frame_range(), None
     if isinstance(config.flow, CodecVectors):
-        found = Extraction(_from_vectors(entry, config))
+        boxes = _from(span.start, _from_vectors(entry, config))
+    elif isinstance(config.flow, AnnotatedBoxes):
+        boxes = _from_annotation(entry, config.flow.file)
     else:
         found = extract_motion(iterate_frames(entry.path, span.start, span.stop), config)
+        boxes = _from(span.start, found.boxes)
+        fields = None if found.fields is None else _from(span.start, found.fields)
     return MotionRow(
         id=entry.id,
         video_digest=digest,
@@ -56,14 +90,27 @@ def extract_one(entry: Entry, config: MotionConfig) -> MotionRow:
         height=entry.height,
         num_frames=entry.num_frames,
         fps=entry.fps,
-        boxes=_from(span.start, found.boxes),
-        fields=None if found.fields is None else _from(span.start, found.fields),
+        boxes=boxes,
+        fields=fields,
     )
 
 
 def _from(start: int, found: Moving) -> Moving:
     """The same with frames counted from the start of the file."""
     return replace(found, frames=(found.frames + start).astype(np.int32))
+
+
+def _from_annotation(entry: Entry, file: str) -> FrameBoxes:
+    rows = _annotation(file).get(entry.id)
+    if rows is None:
+        raise KinemaError(f"{file} has no box of it; leave the video out of the manifest")
+    return frame_boxes(rows, entry.frame_range())
+
+
+@cache
+def _annotation(file: str) -> dict[str, Rows]:
+    """All boxes of a file, once per process."""
+    return read_boxes(file)
 
 
 def _from_vectors(entry: Entry, config: MotionConfig) -> FrameBoxes:

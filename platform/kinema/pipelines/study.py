@@ -70,13 +70,18 @@ class Study:
         self.experiment, self.prepared = experiment, prepared
         root = trials[0].experiment.root
         self.tracker = start_tracker(root, experiment.name)
-        base, axes = experiment.base(), experiment.sweep.axes
+        base, self.columns = experiment.base(), experiment.sweep.columns
         self.key = fingerprint(
-            "sweep", experiment.name, sorted(axes), base, prepared.manifest.digest
+            "sweep", experiment.name, sorted(self.columns), base, prepared.manifest.digest
         )
-        name = f"sweep {' x '.join(axis.rsplit('.', 1)[-1] for axis in axes)}"
+        name = f"sweep {' x '.join(axis.rsplit('.', 1)[-1] for axis in self.columns)}"
         self.parent = begin(
-            self.tracker, base, self.key, name, prepared, extra={"sweep.axes": ", ".join(axes)}
+            self.tracker,
+            base,
+            self.key,
+            name,
+            prepared,
+            extra={"sweep.axes": ", ".join(self.columns)},
         )
         self.folder = storage.join(root, "sweeps", self.key)
         self._runs: dict[str, RemoteTracker] = {}
@@ -122,9 +127,9 @@ class Study:
 
     def publish(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show the table, keep it with the figure in storage and parent run, and end that run."""
-        print(terminal_table(rows, list(self.experiment.sweep.axes)), flush=True)
+        print(terminal_table(rows, self.columns), flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            for file in save_sweep(rows, list(self.experiment.sweep.axes), Path(folder)):
+            for file in save_sweep(rows, self.columns, Path(folder)):
                 storage.write_bytes(storage.join(self.folder, file.name), file.read_bytes())
                 self.parent.artifact(file, "sweep")
         done = [row for row in rows if row["status"] == "done"]

@@ -12,7 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kinema import storage, trial
-from kinema.experiment import SweepExperiment, pretrain_key
+from kinema.experiment import (
+    VARIANT,
+    Experiment,
+    SweepConfig,
+    SweepExperiment,
+    pretrain_key,
+)
 from kinema.pipelines.cluster import connect
 from kinema.pipelines.prepare import Prepared, prepare
 from kinema.pipelines.study import Study
@@ -27,29 +33,37 @@ def plan(experiment: SweepExperiment) -> list[Trial]:
         ConfigError: a combination of settings is not a valid experiment.
     """
     sweep, base = experiment.sweep, experiment.base().resolved()
-    points = [dict(zip(sweep.axes, values, strict=True)) for values in _product(sweep.axes)]
+    varied = {VARIANT: list(sweep.variants), **sweep.axes} if sweep.variants else sweep.axes
     points = [
         point
-        for point in points
-        if not any(all(point[key] == entry[key] for key in entry) for entry in sweep.skip)
+        for values in itertools.product(*varied.values())
+        if not _skipped(point := dict(zip(varied, values, strict=True)), sweep.skip)
     ]
     if sweep.search == "random" and sweep.num_samples < len(points):
         rng = keyed_rng(experiment.seed, "random search")
         chosen = sorted(rng.choice(len(points), sweep.num_samples, replace=False))
         points = [points[i] for i in chosen]
-    trials = [Trial(_name(point), point, base.varied(point)) for point in points]
+    trials = [Trial(_name(point), point, _varied(base, sweep, point)) for point in points]
     return trials + [
         Trial(name, settings, base.varied(settings), control=True)
         for name, settings in sweep.controls.items()
     ]
 
 
-def _product(axes: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
-    return list(itertools.product(*axes.values()))
+def _skipped(point: Mapping[str, Any], skip: Sequence[Mapping[str, Any]]) -> bool:
+    return any(all(point[key] == entry[key] for key in entry) for entry in skip)
+
+
+def _varied(base: Experiment, sweep: SweepConfig, point: Mapping[str, Any]) -> Experiment:
+    """The variant's overrides and the axes' values together: only both may be valid."""
+    axes = {key: value for key, value in point.items() if key != VARIANT}
+    return base.varied({**sweep.variants.get(point.get(VARIANT, ""), {}), **axes})
 
 
 def _name(point: Mapping[str, Any]) -> str:
-    return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items())
+    named = [point[VARIANT]] if VARIANT in point else []
+    axes = (f"{k.rsplit('.', 1)[-1]}={value}" for k, value in point.items() if k != VARIANT)
+    return " ".join([*named, *axes])
 
 
 def shared_pretraining(trials: Sequence[Trial], prepared: Prepared) -> list[Trial]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from kinema import storage
@@ -13,14 +12,12 @@ from kinema.config import fingerprint
 from kinema.errors import ManifestError
 from kinema.experiment import DataConfig, ExtractionConfig
 from kinema.figures.table import TextTable
+from kinema.motion.annotated import boxes_by_frame, read_boxes
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.pipelines.reencode import reencode_all
 from kinema.pipelines.report import FrameBoxes, report
 from kinema.video.encode import ENCODER_VERSION, EncodeConfig
 from kinema.video.manifest import Manifest
-from kinema.video.synthetic import load_truth
-
-BOX_COLUMNS = ("id", "frame", "left", "top", "right", "bottom")
 
 
 class VideosConfig(ExtractionConfig):
@@ -122,32 +119,16 @@ def text_of(found: Mapping[str, Any]) -> str:
 
 def _annotated(config: ReportConfig, manifest_uri: str) -> dict[str, FrameBoxes]:
     """Boxes by video and frame."""
-    found: dict[str, FrameBoxes] = {}
-    entries = Manifest.read(manifest_uri).rows()
-    if config.boxes is None and config.data.manifest is None:
-        root = manifest_uri.rpartition("/")[0]
-        for entry in entries:
-            truth = load_truth(root, entry.split, entry.id).boxes
-            found[entry.id] = {
-                frame: [(float(box[0]), float(box[1]), float(box[2]), float(box[3]))]
-                for frame, box in enumerate(truth)
-                if not np.isnan(box).any()
-            }
-    if config.boxes is None:
-        return found
-    table = storage.read_table(config.boxes)
-    missing = [name for name in BOX_COLUMNS if name not in table.column_names]
-    if missing:
-        raise ManifestError(f"{config.boxes} has no column {missing[0]!r}; a row is {BOX_COLUMNS}")
-    known = {entry.id for entry in entries}
-    for row in table.select(list(BOX_COLUMNS)).to_pylist():
-        if row["id"] in known:
-            box = tuple(float(row[edge]) for edge in BOX_COLUMNS[2:])
-            assert len(box) == 4
-            found.setdefault(row["id"], {}).setdefault(int(row["frame"]), []).append(box)
-    if not found:
+    uri = config.boxes
+    if uri is None and config.data.manifest is None:
+        uri = storage.join(manifest_uri.rpartition("/")[0], "boxes.parquet")
+    if uri is None:
+        return {}
+    found = read_boxes(uri)
+    known = Manifest.read(manifest_uri).table["id"].to_pylist()
+    if not found.keys() & set(known):
         raise ManifestError(
-            f"{config.boxes}: none of its {table.num_rows} boxes is of a video of the manifest;"
-            f" ids there look like {entries[0].id!r}"
+            f"{uri}: none of its {len(found)} videos is in the manifest, whose ids look like"
+            f" {known[0]!r}"
         )
-    return found
+    return {id: boxes_by_frame(found[id]) for id in known if id in found}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from kinema.models.pixels import normalise
 from kinema.models.targets import Target
 from kinema.models.vit import ViTConfig
 from kinema.models.weights import save_weights
+from kinema.randomness import keyed_rng
 from kinema.training.batch import Batch, collate
 from kinema.training.data import (
     ClipSource,
@@ -32,6 +33,7 @@ from kinema.training.held_out import held_out_loss
 from kinema.training.loop import Duration, Reporter, Stage, run
 from kinema.training.optim import OptimConfig, schedule
 from kinema.video.augment import Augment, CentreCrop, MultiScaleCrop
+from kinema.video.manifest import Entry
 from kinema.video.sampling import DenseSampling, Sampling
 
 ENCODER_FILE = "encoder.safetensors"
@@ -50,9 +52,19 @@ class PretrainConfig(Duration):
     held_out_clips: NonNegativeInt = Field(
         256, description="validation clips whose reconstruction is tested at the end; 0 = none"
     )
+    clip_share: float = Field(
+        1.0, gt=0, le=1, description="share of the training clips that is seen (MME, Table 10)"
+    )
     shuffle_frames: bool = Field(
         False, description="sampled frames in random order (MME, section 4.2.1)"
     )
+
+
+def keep_clips(entries: Sequence[Entry], share: float, seed: int) -> list[Entry]:
+    """A fixed `share` of the clips, at least one; larger shares contain the smaller ones."""
+    order = keyed_rng(seed, "clips").permutation(len(entries))
+    kept = sorted(order[: max(1, round(share * len(entries)))].tolist())
+    return [entries[index] for index in kept]
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ the disc starts are drawn without knowing the class, so the first frame says not
 under a moving camera only motion relative to the background does.
 
 Every clip depends on the seed and its own id alone. `<root>` holds `synthetic.json` (the settings),
-`manifest.parquet`, `videos/<split>/<class>/<id>.mp4` (H.264) and `truth/<split>/<id>.npz`.
+`manifest.parquet`, `boxes.parquet` (true boxes as annotations),
+`videos/<split>/<class>/<id>.mp4` (H.264) and `truth/<split>/<id>.npz`.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -123,9 +124,11 @@ def make(config: SyntheticConfig, root: str) -> str:
     root = storage.absolute(root)  # the manifest must be readable from any folder
     manifest_uri = storage.join(root, "manifest.parquet")
     _claim(config, root)
-    if storage.exists(manifest_uri):
+    boxes_uri = storage.join(root, "boxes.parquet")
+    if storage.exists(manifest_uri) and storage.exists(boxes_uri):
         return manifest_uri
     rows = [_write_clip(config, root, split, index) for split, index in _clips(config)]
+    storage.write_table(boxes_uri, _box_table(root, rows))
     storage.write_table(manifest_uri, pa.Table.from_pylist(rows, schema=manifest.SCHEMA))
     return manifest_uri
 
@@ -272,6 +275,19 @@ def _write_clip(config: SyntheticConfig, root: str, split: Split, index: int) ->
         "codec": "h264",
         "digest": storage.content_digest(path),
     }
+
+
+def _box_table(root: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The true boxes of all clips in the form of `motion.annotated`."""
+    names = ("id", "frame", "left", "top", "right", "bottom")
+    truths = ((row["id"], load_truth(root, row["split"], row["id"]).boxes) for row in rows)
+    found = [
+        (id, frame, *(float(edge) for edge in box))
+        for id, boxes in truths
+        for frame, box in enumerate(boxes)
+        if not np.isnan(box).any()
+    ]
+    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in found])
 
 
 def _truth_uri(root: str, split: str, clip_id: str) -> str:

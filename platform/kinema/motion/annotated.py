@@ -1,0 +1,64 @@
+"""Annotated boxes, of the objects that matter, as a table: in place of motion, or to score it by.
+
+A file of them is Parquet with the columns `BOX_COLUMNS`; a frame may have several rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kinema import storage
+from kinema.errors import KinemaError
+from kinema.motion.extractor import FrameBoxes
+
+BOX_COLUMNS = ("id", "frame", "left", "top", "right", "bottom")
+"""Of the video, of the frame in its file from 0 on, and the edges in pixels, half-open."""
+
+Rows = npt.NDArray[np.float64]
+"""(n, 5): frame and edges of every annotated box of a video, by frame."""
+
+
+def read_boxes(uri: str) -> dict[str, Rows]:
+    """The annotated boxes by video.
+
+    Raises:
+        KinemaError: a column is missing, or a box is empty.
+    """
+    table = storage.read_table(uri)
+    missing = [name for name in BOX_COLUMNS if name not in table.column_names]
+    if missing:
+        raise KinemaError(f"{uri} has no column {missing[0]!r}; it needs {', '.join(BOX_COLUMNS)}")
+    order = [("id", "ascending"), ("frame", "ascending")]
+    table = table.sort_by(order)
+    names = table["id"].to_pylist()
+    columns = [table[name].to_numpy().astype(np.float64) for name in BOX_COLUMNS[1:]]
+    rows = np.stack(columns, axis=1)
+    empty = (rows[:, 1] >= rows[:, 3]) | (rows[:, 2] >= rows[:, 4])
+    if empty.any() or np.isnan(rows).any():
+        first = int(np.flatnonzero(empty | np.isnan(rows).any(axis=1))[0])
+        raise KinemaError(f"{uri}: the box of {names[first]}, {rows[first].tolist()}, is empty")
+    ids, starts = np.unique(np.array(names, dtype=object).astype(str), return_index=True)
+    return dict(zip(ids.tolist(), np.split(rows, starts[1:]), strict=True))
+
+
+def boxes_by_frame(rows: Rows) -> dict[int, list[tuple[float, float, float, float]]]:
+    """Left, top, right, bottom of all boxes of every annotated frame."""
+    found: dict[int, list[tuple[float, float, float, float]]] = {}
+    for frame, left, top, right, bottom in rows.tolist():
+        found.setdefault(int(frame), []).append((left, top, right, bottom))
+    return found
+
+
+def frame_boxes(rows: Rows, span: Sequence[int]) -> FrameBoxes:
+    """One box around all that are annotated, for every frame of `span`; NaN where none is."""
+    boxes = np.full((len(span), 4), np.nan, dtype=np.float32)
+    place = {frame: index for index, frame in enumerate(span)}
+    for frame, found in boxes_by_frame(rows).items():
+        if frame in place:
+            edges = np.array(found)
+            boxes[place[frame]] = [*edges[:, :2].min(axis=0), *edges[:, 2:].max(axis=0)]
+    peaks = np.isfinite(boxes[:, 0]).astype(np.float32)
+    return FrameBoxes(np.array(span, dtype=np.int32), boxes, peaks)

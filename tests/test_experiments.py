@@ -1,0 +1,109 @@
+"""Every table and figure: the paper's file has its variants, and its demo twin runs to the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from learning import Silent
+
+from kinema.config import fingerprint, load
+from kinema.experiment import Experiment, SweepExperiment, pretrain_key, run_key
+from kinema.motion.store import MotionStore
+from kinema.pipelines.one_video import extract_one, located
+from kinema.pipelines.prepare import prepare_manifest
+from kinema.pipelines.sweep import plan
+from kinema.trial import run_stages
+from kinema.video.manifest import Manifest
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+PAPERS = ("mofo", "mgm", "mme", "videomae")
+FILES = sorted(file for paper in PAPERS for file in EXPERIMENTS.glob(f"{paper}/*.yaml"))
+SWEEPS = [file for file in FILES if "\nsweep:" in file.read_text()]
+TWINS = [file for file in sorted(EXPERIMENTS.glob("demo/*.yaml")) if file.stem.startswith(PAPERS)]
+TINY = [
+    "data.synthetic={num_train: 48, num_validation: 8, num_test: 8}",
+    "pretrain.optim.warmup_epochs=0",
+    "pretrain.engine={global_batch_size: 16, micro_batch_size: 16}",
+    "finetune.epochs=1",
+    "finetune.optim.warmup_epochs=0",
+    "finetune.engine={global_batch_size: 16, micro_batch_size: 16}",
+]
+ENCODER = ["encoder=encoder.safetensors"]
+"""What a file that only finetunes is given on its command line."""
+
+
+def sweep(file: Path, *overrides: str) -> SweepExperiment:
+    return load(SweepExperiment, file, overrides)
+
+
+def paper_file(twin: Path) -> Path:
+    """The file of real size that a twin is laid over."""
+    return (twin.parent / yaml.safe_load(twin.read_text())["base"][0]).resolve()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_files_of_the_papers_have_real_size(file: Path) -> None:
+    """ViT-B or another size of the papers, 224 x 224, 16 frames, on GPUs."""
+    overrides = ENCODER if "encoder=" in file.read_text() and "transfer" in file.stem else []
+    one = load(Experiment, file, overrides) if file not in SWEEPS else sweep(file)
+    for chosen in [item.experiment for item in plan(one)] if file in SWEEPS else [one]:
+        assert chosen.model.size in ("vit_s", "vit_b", "vit_l", "mvit_v2_s")
+        assert (chosen.model.image_size, chosen.model.num_frames) == (224, 16)
+        assert chosen.compute.use_gpu
+        assert chosen.data.selection == "official"
+        assert chosen.paper
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_no_two_variants_are_the_same_run(file: Path) -> None:
+    trials = plan(sweep(file))
+    assert len({run_key(item.experiment, "digest") for item in trials}) == len(trials)
+
+
+def test_every_sweep_has_a_twin_with_its_variants() -> None:
+    twins = {paper_file(twin): twin for twin in TWINS}
+    grids = {"sweep_inside_ratio.yaml", "sweep_mca.yaml"}  # demo/sweep_*.yaml, run by other tests
+    assert {file.resolve() for file in SWEEPS if file.name not in grids} == set(twins)
+    for file, twin in twins.items():
+        ours, theirs = sweep(file).sweep, sweep(twin).sweep
+        assert list(ours.variants) == list(theirs.variants)
+        assert set(ours.axes) <= set(theirs.axes)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("experiments")
+
+
+def extract_motion(experiment: Experiment, manifest_uri: str) -> None:
+    """What `extract` does, without a cluster."""
+    if experiment.motion is None:
+        return
+    store = MotionStore(experiment.root, experiment.motion)
+    done = store.existing()
+    todo = [entry for entry in Manifest.read(manifest_uri).rows() if entry.id not in done]
+    if todo:
+        config = located(experiment.motion, manifest_uri)
+        rows = [extract_one(entry, config) for entry in todo]
+        store.write_part(rows, fingerprint([entry.id for entry in todo]))
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda file: file.stem)
+def test_every_variant_pretrains_finetunes_and_is_tested(twin: Path, root: Path) -> None:
+    epochs = [] if "pretrain.epochs" in twin.read_text() else ["pretrain.epochs=1"]
+    trials = plan(sweep(twin, f"storage={root}", *TINY, *epochs))
+    losses = {}
+    for item in trials:
+        manifest_uri = prepare_manifest(item.experiment)
+        extract_motion(item.experiment, manifest_uri)
+        outcome = run_stages(item.experiment, manifest_uri, Silent())
+        assert outcome["num_tested"] == 8
+        assert outcome["pretrain"]["mask/realised_ratio"] > 0
+        assert np.isfinite(outcome["pretrain"]["pretrain/loss"])
+        key = pretrain_key(item.experiment, Manifest.read(manifest_uri).digest)
+        losses[key] = outcome["pretrain"]["pretrain/loss"]
+    # Variants of pretraining do differ in what they compute.
+    assert len(set(losses.values())) == len(losses)
