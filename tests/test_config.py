@@ -259,6 +259,15 @@ def test_missing_files(tmp_path: Path) -> None:
     assert problem == f"cannot read {tmp_path}: Is a directory"
 
 
+def test_later_bases_are_laid_over_earlier_ones(tmp_path: Path) -> None:
+    write(tmp_path, "table.yaml", "base: root.yaml\nlr: 1\nencoder: {depth: 2}\n")
+    write(tmp_path, "root.yaml", "name: root\nencoder: {depth: 9, embed_dim: 64}\n")
+    write(tmp_path, "small.yaml", "encoder: {embed_dim: 8}\nsizes: [5]\n")
+    study = load(Study, write(tmp_path, "top.yaml", "base: [table.yaml, small.yaml]\nlr: 2\n"))
+    assert (study.name, study.lr, study.sizes) == ("root", 2, [5])
+    assert study.encoder == Encoder(depth=2, embed_dim=8)
+
+
 def test_circles_of_bases(tmp_path: Path) -> None:
     first = write(tmp_path, "a.yaml", "base: b.yaml")
     write(tmp_path, "b.yaml", "base: ./a.yaml")
@@ -273,7 +282,7 @@ def test_circles_of_bases(tmp_path: Path) -> None:
     [
         ("a: [1", "line 1, column 6: expected ',' or ']', but got '<stream end>'"),
         ("- 1\n", "the top must be a mapping 'key: value', not a list"),
-        ("base: [a, b]", "base must name one file, not ['a', 'b']"),
+        ("base: {a: b}", "base must name a file or several, not {'a': 'b'}"),
         ("lr: !!python/object:os.system 1", "line 1, column 5: could not determine a constructor"),
     ],
 )

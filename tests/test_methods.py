@@ -60,9 +60,8 @@ def experiment(root: Path, variant: Sequence[str] = (), *overrides: str) -> Expe
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Storage with the clips and their motion."""
-    folder = tmp_path_factory.mktemp("methods")
-    return folder
+    """Storage that all share, so that clips and their motion are made once."""
+    return tmp_path_factory.mktemp("methods")
 
 
 @pytest.mark.parametrize("name", learning.VARIANTS)

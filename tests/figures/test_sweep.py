@@ -31,6 +31,22 @@ def test_table_says_numbers_best_trial_and_failures(rows: list[dict[str, Any]]) 
     assert any("256 test videos" in line and "Chance 12.5 %" in line for line in lines)
 
 
+def test_variants_are_rows_and_pretraining_alone_says_where_its_encoder_is(tmp_path: Path) -> None:
+    rows = [done("MGM dense", 0.67, variant="MGM dense"), done("tube", 0.65, variant="tube")]
+    lines = terminal_table(rows, ["variant"]).splitlines()
+    assert lines[0].split()[0] == "variant"
+    assert " ".join(lines[2].split()).startswith("MGM dense 67.0 61.0 to 72.0")
+    assert (tmp_path / "sweep.csv") in save_sweep(rows, ["variant"], tmp_path)
+    for row in rows:
+        row["encoder"] = f"/encoders/{row['trial']}"
+        for key in ("top1", "low", "high", "chance", "num_tested"):
+            del row[key]
+    lines = terminal_table(rows, ["variant"]).splitlines()
+    assert "tube: encoder /encoders/tube" in lines
+    files = save_sweep(rows, ["variant"], tmp_path)
+    assert [file.name for file in files] == ["sweep.csv", "sweep_table.png"]
+
+
 def test_heads_by_depth_has_a_cell_per_trial_and_gaps() -> None:
     accuracies = {(1, 1): 0.735, (1, 3): 0.736, (3, 1): 0.74}
     rows = [

@@ -283,6 +283,10 @@ def test_trajectories_that_are_not_counted_do_not_matter() -> None:
     torch.testing.assert_close(target.loss(guess, other), target.loss(guess, wanted))
     assert wanted.weights is not None
     assert 0 < wanted.weights.mean() < 1
+    counting = TARGETS["trajectory"].model_copy(update={"count_lost": True})
+    lost = counting.compute(ClipInputs(inputs.clip, changed), mask, VIT)
+    assert lost.weights is not None
+    assert bool((lost.weights == 1).all())
     changed["tracks/valid"].fill_(False)
     nothing = target.compute(ClipInputs(inputs.clip, changed), mask, VIT)
     assert target.loss(guess + 5, nothing).item() == 0

@@ -52,6 +52,37 @@ def test_skipped_points_are_left_out(tmp_path: Path) -> None:
     assert "heads=3 depth=3" not in names
 
 
+TABLE = REPOSITORY / "experiments/demo/mgm_table_1.yaml"
+
+
+def test_variants_at_every_point_of_the_axes(tmp_path: Path) -> None:
+    trials = plan(sweep(TABLE, tmp_path))
+    named = ["MGM epochs=5", "MGM epochs=10", "VideoMAE epochs=10"]  # VideoMAE at 5 is skipped
+    assert [item.name for item in trials] == named
+    assert [item.experiment.mask.name for item in trials] == ["mgm", "mgm", "tube"]
+    assert [item.experiment.pretrain.epochs for item in trials] == [5, 10, 10]  # type: ignore
+    assert trials[2].settings == {"variant": "VideoMAE", "pretrain.epochs": 10}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sweep={axes: {}, variants: {}, skip: []}", "nothing to vary"),
+        ("sweep.skip=[{pretrain.epoch: 5}]", "skip names what is not varied: pretrain.epoch"),
+    ],
+)
+def test_what_cannot_be_planned(override: str, message: str, tmp_path: Path) -> None:
+    file = TABLE if "skip=" in override else REPOSITORY / "experiments/demo/base.yaml"
+    with pytest.raises(ConfigError, match=message):
+        sweep(file, tmp_path, override)
+
+
+def test_variant_that_is_no_valid_experiment(tmp_path: Path) -> None:
+    experiment = sweep(TABLE, tmp_path, "sweep.variants.wrong={mask: {nmae: tube}}")
+    with pytest.raises(ConfigError, match="did you mean 'name'"):
+        plan(experiment)
+
+
 def test_random_search_is_a_fixed_part_of_the_grid(tmp_path: Path) -> None:
     overrides = ("sweep.search=random", "sweep.num_samples=2")
 

@@ -1,4 +1,4 @@
-"""The few-label protocol: which training clips keep their labels."""
+"""Parts of the training clips: those that keep their labels, and those that pretraining sees."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinema.training.finetune import keep_labels
+from kinema.training.pretrain import keep_clips
 from kinema.video.manifest import Entry
 
 shares = st.floats(0.01, 1.0)
@@ -42,3 +43,13 @@ def test_the_seed_decides_which():
     clips = entries([0] * 100)
     assert keep_labels(clips, 0.1, 1) != keep_labels(clips, 0.1, 2)
     assert keep_labels(clips, 0.1, 1) == keep_labels(clips, 0.1, 1)
+
+
+@given(shares, shares, st.integers(0, 9))
+def test_shares_of_clips_are_nested_and_in_order(one: float, other: float, seed: int):
+    clips = entries([0] * 60)
+    fewer, more = (keep_clips(clips, share, seed) for share in sorted([one, other]))
+    assert len(fewer) == max(1, round(min(one, other) * 60))
+    assert [clip for clip in clips if clip in fewer] == fewer
+    assert {clip.id for clip in fewer} <= {clip.id for clip in more}
+    assert keep_clips(clips, 1.0, seed) == clips

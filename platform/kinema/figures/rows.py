@@ -2,7 +2,8 @@
 
 A row is a plain mapping: `trial` (name), `control` (bool), one entry per swept axis, `status`
 ("done" or why not), `reason`; for finished trials also `top1`, `low`, `high` (95 % interval) and
-`chance`, all as shares of 1, `num_tested`, `seconds`, and `realised_inside_ratio`, `clipped_share`,
+`chance`, all as shares of 1, `num_tested`, `seconds` (one that only pretrained has `encoder`, where
+it lies, instead), and `realised_inside_ratio`, `clipped_share`,
 `fallback_share`, each of which may be None where it means nothing.
 """
 
@@ -43,6 +44,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
             "clipped: share of clips whose box cannot hold the ratio asked for; no motion: share "
             "of clips whose box is the fallback."
         )
+    lines += [f"{row['trial']}: encoder {row['encoder']}" for row in rows if "encoder" in row]
     for row in rows:
         if row["status"] != "done":
             why = f": {row['reason']}" if row.get("reason") else ""

@@ -111,19 +111,28 @@ class Study:
         if outcome is None:
             status = "failed" if item.name in failures else "stopped"
             return row | {"status": status, "reason": failures.get(item.name, "")}
-        metrics, masked = outcome["metrics"], outcome.get("pretrain", {})
-        return row | {
-            "status": "done" if outcome["comparable"] else "not comparable",
-            "top1": metrics["test/top1"],
-            "low": metrics["test/top1_low"],
-            "high": metrics["test/top1_high"],
-            "chance": outcome["chance"],
-            "num_tested": outcome["num_tested"],
+        masked = outcome.get("pretrain", {})
+        masks = {
             "realised_inside_ratio": masked.get("mask/realised_inside_ratio"),
             "clipped_share": masked.get("mask/clipped_share"),
             "fallback_share": masked.get("motion/fallback_share"),
             "seconds": outcome["seconds"],
         }
+        if "metrics" not in outcome:
+            return row | masks | {"status": "done", "encoder": outcome["encoder"]}
+        metrics = outcome["metrics"]
+        return (
+            row
+            | masks
+            | {
+                "status": "done" if outcome["comparable"] else "not comparable",
+                "top1": metrics["test/top1"],
+                "low": metrics["test/top1_low"],
+                "high": metrics["test/top1_high"],
+                "chance": outcome["chance"],
+                "num_tested": outcome["num_tested"],
+            }
+        )
 
     def publish(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show the table, keep it with the figure in storage and parent run, and end that run."""
@@ -133,8 +142,10 @@ class Study:
                 storage.write_bytes(storage.join(self.folder, file.name), file.read_bytes())
                 self.parent.artifact(file, "sweep")
         done = [row for row in rows if row["status"] == "done"]
-        if done:
-            self.parent.summary({"sweep/top1_best": max(row["top1"] for row in done)})
+        if any("top1" in row for row in done):
+            self.parent.summary(
+                {"sweep/top1_best": max(row["top1"] for row in done if "top1" in row)}
+            )
         complete = len(done) == len(rows)
         self.parent.finish(
             "FINISHED" if complete else "FAILED",
