@@ -17,7 +17,7 @@ REQUIRED = {
     "convert_weights.py": ["source=a.safetensors", "output=b.safetensors"],
 }
 WITH_SEED = {"extract_motion.py", "finetune.py", "pretrain.py", "make_synthetic.py"} | {
-    job for job in JOBS if job.startswith("sweep_")
+    job for job in JOBS if job.startswith("sweep")
 }
 
 
