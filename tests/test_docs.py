@@ -58,6 +58,26 @@ def test_named_files_targets_and_links_exist(file: Path) -> None:
         assert (REPOSITORY / path).exists(), path
 
 
+FIDELITY = (REPOSITORY / "docs/fidelity.md").read_text()
+ROWS = [line.split(" | ") for line in FIDELITY.splitlines() if re.search(r"`.*\.py`", line)]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip("| ")[:60])
+def test_fidelity_names_modules_and_tests_that_exist(row: list[str]) -> None:
+    assert len(row) == 4
+    module, (file, name) = row[1].strip(" `"), row[2].strip(" `").split("::")
+    assert (REPOSITORY / "platform/kinema" / module).is_file(), module
+    test = REPOSITORY / "tests" / file
+    assert test.is_file(), file
+    assert re.search(rf"^def {name}\(", test.read_text(), re.MULTILINE), name
+
+
+def test_fidelity_has_a_row_of_every_paper() -> None:
+    assert len(ROWS) > 70
+    for paper in ("VideoMAE", "MOFO", "MGM", "MME"):
+        assert f"\n## {paper}\n" in FIDELITY
+
+
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: str(file.relative_to(REPOSITORY)))
 def test_every_experiment_is_listed_and_says_how_to_run_it(file: Path) -> None:
     name = file.relative_to(REPOSITORY / "experiments")
