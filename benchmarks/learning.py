@@ -28,8 +28,12 @@ from kinema.video.manifest import Manifest
 
 BASE = Path(__file__).resolve().parents[1] / "experiments/demo/motion.yaml"
 PIXELS = "target={name: pixel, norm: none}"
-TVL1 = "motion.flow={name: tvl1, num_warps: 2}"
-"""Flow that is smooth but for edges, without which motion boundaries are mostly noise."""
+BOUNDARIES = [
+    "motion.flow={name: tvl1, data_weight: 0.15, num_warps: 2}",
+    "data.synthetic.object=texture",
+    "data.synthetic.background_contrast=3",
+]
+"""Clips and a flow whose motion boundaries are not mostly noise of the estimate."""
 VARIANTS = {
     "tube": ["mask={name: tube, mask_ratio: 0.75}"],
     "random": ["mask={name: random, mask_ratio: 0.75}"],
@@ -51,12 +55,12 @@ VARIANTS = {
     "hog": ["target={name: hog}", "pretrain.epochs=16"],
     "flow": ["target={name: flow}"],
     "hof": ["target={name: hof}"],
-    "mbh": ["target={name: mbh}", "pretrain.epochs=12", TVL1],
+    "mbh": ["target={name: mbh}", "pretrain.epochs=12", *BOUNDARIES],
     "trajectory": ["target={name: trajectory, length: 4}"],
     "hog+mbh": [
         "target={name: joint, parts: [{name: hog}, {name: mbh}]}",
-        "pretrain.epochs=16",
-        TVL1,
+        "pretrain.epochs=12",
+        *BOUNDARIES,
     ],
     "hog+trajectory": [
         "target={name: joint, parts: [{name: hog}, {name: trajectory, length: 4, features:"

@@ -16,9 +16,13 @@ REQUIRED = {
     "index_videos.py": ["format=folders", "source=videos", "output=x.parquet"],
     "convert_weights.py": ["source=a.safetensors", "output=b.safetensors"],
 }
-WITH_SEED = {"extract_motion.py", "finetune.py", "pretrain.py", "make_synthetic.py"} | {
-    job for job in JOBS if job.startswith("sweep")
-}
+WITH_SEED = {
+    "extract_motion.py",
+    "finetune.py",
+    "pretrain.py",
+    "make_synthetic.py",
+    "draw_clips.py",
+} | {job for job in JOBS if job.startswith("sweep")}
 
 
 @pytest.mark.parametrize("job", CONFIGURED)
@@ -33,7 +37,7 @@ def test_help_names_the_job_and_every_key(job: str, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("job", CONFIGURED)
 def test_misspelt_key_is_told_the_nearest_one(job: str) -> None:
-    wrong, right = ("seeed=1", "seed") if job in WITH_SEED else ("ouptut=x", "output")
+    wrong, right = ("ouptut=x", "output") if job in WITHOUT_SEED else ("seeed=1", "seed")
     with pytest.raises(ConfigError, match=f"unknown key '.*'; did you mean '{right}'"):
         call(job, [*REQUIRED.get(job, []), wrong])
 

@@ -225,6 +225,10 @@ class TrainingClips(Dataset[Sample]):
         return len(self.source.entries)
 
     def __getitem__(self, key: SampleKey) -> Sample:
+        return self.draw(key)[0]
+
+    def draw(self, key: SampleKey) -> tuple[Sample, ClipMotion]:
+        """A sample, and the motion that its mask saw."""
         source, entry = self.source, self.source.entries[key.clip]
 
         def rng(purpose: str) -> np.random.Generator:
@@ -252,12 +256,11 @@ class TrainingClips(Dataset[Sample]):
         statistics = {"padded_share": padded}
         if boxes is not None:
             statistics["fallback_share"] = float(boxes.fallback)
-        mask = None
+        mask, seen = None, ClipMotion(boxes, None)
         if self.mask is not None:
             field = self._field(entry, indices, transform, decoded, field_source)
-            mask = self.mask.sample(
-                source.grid, ClipMotion(boxes, field), source.output_size, rng("mask")
-            )
+            seen = ClipMotion(boxes, field)
+            mask = self.mask.sample(source.grid, seen, source.output_size, rng("mask"))
             statistics |= _mask_statistics(self.mask, mask, boxes, source)
             if field is not None:
                 statistics["fallback_share"] = float(field.still)
@@ -269,7 +272,7 @@ class TrainingClips(Dataset[Sample]):
         valid = [values.mean() for name, values in motion.items() if name.endswith("/valid")]
         if valid:
             statistics["valid_share"] = float(np.mean(valid))
-        return Sample(
+        drawn = Sample(
             key=f"{entry.id}#{key.epoch}.{key.draw}",
             label=-1 if entry.label is None else entry.label,
             clip=clip,
@@ -278,6 +281,7 @@ class TrainingClips(Dataset[Sample]):
             statistics=statistics,
             motion=motion,
         )
+        return drawn, seen
 
     def _read(self, entry: Entry, indices: NDArray[np.int64]) -> tuple[Decoded, str | None]:
         """The frames, and where the mask's field of motion comes from."""

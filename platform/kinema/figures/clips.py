@@ -1,0 +1,117 @@
+"""A clip as pretraining sees it: frames and box, motion, what stays visible, what is predicted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from kinema.models.target_rule import TargetRule
+from kinema.models.vit import ViTConfig
+from kinema.motion.clip import ClipMotion, SlotField
+from kinema.motion.flow import Estimator, to_grey
+from kinema.training.batch import Sample, collate
+
+TILE = 1.5
+"""Inches."""
+BOX, TRACK = "#ffd200", "#00c8ff"
+HIDDEN = 0.82
+"""How far a hidden token goes towards grey."""
+
+
+def clip_figure(
+    sample: Sample,
+    seen: ClipMotion,
+    target: TargetRule,
+    vit: ViTConfig,
+    estimator: Estimator | None = None,
+) -> Figure:
+    """One column per slot, four rows: frame and box, motion, visible tokens, target.
+
+    Args:
+        sample: with a mask, and what the target asked for.
+        seen: the motion that the mask saw.
+        target: its strength is the root mean square of a hidden token's numbers; trajectories are
+            drawn as lines.
+        vit: the clip's size.
+        estimator: of flow, which is drawn, from the first to the last frame of a slot, where the
+            mask saw no field.
+    """
+    grid = vit.grid
+    frames = sample.clip.transpose(1, 2, 3, 0)[:: vit.tubelet_size]
+    assert sample.mask is not None
+    mask = sample.mask.reshape(grid.slots, grid.height, grid.width)
+    strength = _strength(sample, target, vit)
+    figure = Figure((TILE * grid.slots + 1.0, 4 * TILE + 0.5), layout="compressed")
+    axes: Any = figure.subplots(4, grid.slots, squeeze=False)
+    titles = ("frame, box", "motion", "visible", f"target: {target.name}")  # type: ignore[attr-defined]
+    for row, title in enumerate(titles):
+        axes[row, 0].set_ylabel(title, fontsize=8)
+    size = vit.image_size
+    for slot in range(grid.slots):
+        column: list[Any] = list(axes[:, slot])
+        for axis in column:
+            axis.set(xticks=[], yticks=[], xlim=(0, size), ylim=(size, 0))
+        shown: Any = {"extent": (0, size, size, 0)}
+        column[0].imshow(frames[slot], **shown)
+        if seen.boxes is not None:
+            left, top, right, bottom = seen.boxes.boxes[slot]
+            column[0].add_patch(
+                Rectangle((left, top), right - left, bottom - top, fill=False, color=BOX, lw=1.2)
+            )
+        column[1].imshow(frames[slot].mean(axis=-1), cmap="gray", alpha=0.5, **shown)
+        if seen.field is not None:
+            _draw_field(column[1], seen.field, slot, size)
+        elif estimator is not None:
+            pair = (slot * vit.tubelet_size, (slot + 1) * vit.tubelet_size - 1)
+            grey = [
+                to_grey(np.ascontiguousarray(sample.clip[:, i].transpose(1, 2, 0))) for i in pair
+            ]
+            flow = np.linalg.norm(estimator(*grey), axis=-1)
+            column[1].imshow(flow, cmap="inferno", alpha=0.8, **shown)
+        hidden = mask[slot].repeat(vit.patch_size, 0).repeat(vit.patch_size, 1)[..., None]
+        veiled = np.where(hidden, HIDDEN * 128 + (1 - HIDDEN) * frames[slot], frames[slot])
+        column[2].imshow(veiled.astype(np.uint8), **shown)
+        column[3].imshow(strength[slot], cmap="magma", vmin=0, vmax=np.nanmax(strength), **shown)
+        _draw_tracks(column[3], sample, slot, mask[slot], vit)
+    figure.suptitle(sample.key, fontsize=8)
+    return figure
+
+
+def _strength(sample: Sample, target: TargetRule, vit: ViTConfig) -> npt.NDArray[Any]:
+    """Root mean square of hidden tokens' targets, (slots, height, width); NaN where visible."""
+    batch = collate([sample])
+    assert batch.mask is not None
+    with torch.no_grad():
+        wanted = target.compute(batch.inputs(), batch.mask, vit)
+    values = wanted.values if wanted.weights is None else wanted.values * wanted.weights
+    strength = np.full(vit.grid.tokens, np.nan)
+    strength[batch.mask[0].numpy()] = values[0].square().mean(dim=-1).sqrt().numpy()
+    return strength.reshape(vit.grid.slots, vit.grid.height, vit.grid.width)
+
+
+def _draw_field(axis: Any, field: SlotField, slot: int, size: int) -> None:
+    """Cells of the field, the slot's strongest one brightest; as large as they lie apart."""
+    x, y = field.points.T
+    apart = float(np.sqrt(size * size / max(1, len(field.points))))
+    points = apart * TILE * 72 / size
+    magnitude = field.magnitude[slot] / max(float(field.magnitude[slot].max()), 1e-9)
+    axis.scatter(x, y, s=points**2, c=magnitude, cmap="inferno", marker="s", lw=0, alpha=0.8)
+
+
+def _draw_tracks(
+    axis: Any, sample: Sample, slot: int, hidden: npt.NDArray[Any], vit: ViTConfig
+) -> None:
+    """Trajectories of the hidden tokens that count."""
+    for name, paths in sample.motion.items():
+        if not name.endswith("/positions"):
+            continue
+        valid = sample.motion[name.replace("positions", "valid")][slot]
+        per_patch = len(valid) // hidden.size
+        chosen = valid & hidden.reshape(-1).repeat(per_patch)
+        axis.add_collection(LineCollection(list(paths[slot][chosen]), colors=TRACK, linewidths=0.5))
