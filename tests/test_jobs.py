@@ -16,13 +16,7 @@ REQUIRED = {
     "index_videos.py": ["format=folders", "source=videos", "output=x.parquet"],
     "convert_weights.py": ["source=a.safetensors", "output=b.safetensors"],
 }
-WITH_SEED = {
-    "extract_motion.py",
-    "finetune.py",
-    "pretrain.py",
-    "make_synthetic.py",
-    "draw_clips.py",
-} | {job for job in JOBS if job.startswith("sweep")}
+WITHOUT_SEED = {*REQUIRED, "prepare_videos.py", "report_videos.py"}
 
 
 @pytest.mark.parametrize("job", CONFIGURED)
