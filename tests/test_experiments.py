@@ -24,12 +24,12 @@ FILES = sorted(file for paper in PAPERS for file in EXPERIMENTS.glob(f"{paper}/*
 SWEEPS = [file for file in FILES if "\nsweep:" in file.read_text()]
 TWINS = [file for file in sorted(EXPERIMENTS.glob("demo/*.yaml")) if file.stem.startswith(PAPERS)]
 TINY = [
-    "data.synthetic={num_train: 48, num_validation: 8, num_test: 8}",
+    "data.synthetic={num_train: 16, num_validation: 8, num_test: 8}",
     "pretrain.optim.warmup_epochs=0",
-    "pretrain.engine={global_batch_size: 16, micro_batch_size: 16}",
+    "pretrain.engine={global_batch_size: 8, micro_batch_size: 8}",
     "finetune.epochs=1",
     "finetune.optim.warmup_epochs=0",
-    "finetune.engine={global_batch_size: 16, micro_batch_size: 16}",
+    "finetune.engine={global_batch_size: 8, micro_batch_size: 8}",
 ]
 ENCODER = ["encoder=encoder.safetensors"]
 """What a file that only finetunes is given on its command line."""

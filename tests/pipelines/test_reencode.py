@@ -183,10 +183,10 @@ def test_boxes_of_other_videos_are_an_error(tmp_path: Path) -> None:
     table = pa.table({"id": ["b"], "frame": [0], "left": [0], "top": [0], "right": [1]})
     storage.write_table(boxes, table)
     config = ReportConfig(data={"manifest": uri}, boxes=boxes, output=str(tmp_path / "out"))
-    with pytest.raises(ManifestError, match="no column 'bottom'"):
+    with pytest.raises(KinemaError, match="no column 'bottom'"):
         report_videos(config)
     storage.write_table(boxes, table.append_column("bottom", pa.array([1])))
-    with pytest.raises(ManifestError, match="none of its 1 boxes is of a video of the manifest"):
+    with pytest.raises(ManifestError, match="none of its 1 videos is in the manifest"):
         report_videos(config)
 
 
