@@ -1,6 +1,6 @@
 """Does pretraining learn anything with every mask and every target? Demo size, minutes on a CPU.
 
-    python benchmarks/learning.py                      # all, as many at a time as there are cores
+    python benchmarks/learning.py                      # all, one after the other, on all cores
     python benchmarks/learning.py hog mgm-dense        # some
 
 Each line compares the loss on held-out clips with that of the best constant prediction: a ratio
@@ -32,6 +32,7 @@ BOUNDARIES = [
     "motion.flow={name: tvl1, data_weight: 0.15, num_warps: 2}",
     "data.synthetic.object=texture",
     "data.synthetic.background_contrast=3",
+    "data.synthetic.num_distractors=0",
 ]
 """Clips and a flow whose motion boundaries are not mostly noise of the estimate."""
 VARIANTS = {
@@ -104,11 +105,11 @@ def extract(chosen: Experiment) -> None:
         store.write_part(rows, fingerprint([entry.id for entry in todo]))
 
 
-def learn(root: str, name: str) -> tuple[str, float, dict[str, float]]:
+def learn(root: str, name: str, threads: int) -> tuple[str, float, dict[str, float]]:
     """Name, seconds, and what pretraining left in its summary."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     chosen = experiment(root, name)
     started = time.perf_counter()
     outcome = run_stages(chosen, prepare_manifest(chosen), Silent())
@@ -119,7 +120,7 @@ def main() -> None:
     """Learn and print a line per variant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(VARIANTS))
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=1, help="variants at a time")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - VARIANTS.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
@@ -130,7 +131,8 @@ def main() -> None:
             kinds[fingerprint(chosen.data, chosen.motion)] = chosen
         list(pool.map(extract, kinds.values()))
         print(f"{'variant':18s} {'seconds':>8s} {'loss':>8s} {'constant':>9s} {'ratio':>6s}")
-        jobs = [pool.submit(learn, root, name) for name in arguments.names or VARIANTS]
+        threads = max(1, (os.cpu_count() or 1) // arguments.workers)
+        jobs = [pool.submit(learn, root, name, threads) for name in arguments.names or VARIANTS]
         for job in as_completed(jobs):
             name, seconds, summary = job.result()
             print(
