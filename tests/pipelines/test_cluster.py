@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from kinema.errors import ClusterError
 from kinema.pipelines.cluster import connect, max_concurrent_trials, require
+from kinema.pipelines.ports import HIGHEST, LOWEST, free_ports
 
 DRIVER = {"CPU": 0.01}
 
@@ -85,3 +87,15 @@ def test_own_cluster_is_local_authenticated_and_knows_the_package() -> None:
     assert "without token 401" in done.stdout
     expected = f"worker imports {platform}/kinema/pipelines/cluster.py and sees 1 node"
     assert expected in done.stdout
+
+
+def test_ports_are_free_different_and_not_given_out_by_the_system() -> None:
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    assert all(LOWEST <= port <= HIGHEST for port in ports)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[0]))
+        taken.listen()
+        assert ports[0] not in free_ports(50)
+    with pytest.raises(OSError, match="fewer than"):
+        free_ports(HIGHEST)

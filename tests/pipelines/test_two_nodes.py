@@ -14,21 +14,22 @@ from typing import Any
 
 import pytest
 
+from kinema.pipelines.ports import free_ports
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # One process holds the cluster, as Ray reads the variables that keep it on the loopback only once.
 CLUSTER = """
-import json, os, socket, sys
+import json, os, sys
 from ray.cluster_utils import Cluster
 
 os.mkdir(os.path.join(os.environ["RAY_TMPDIR"], "ray"))
 
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
+gcs, port = int(sys.argv[3]), int(sys.argv[4])
 cluster = Cluster()
 cluster.add_node(
     num_cpus=1,
+    gcs_server_port=gcs,
     resources={"trial_driver": 1000},
     include_dashboard=True,
     dashboard_host="127.0.0.1",
@@ -75,7 +76,7 @@ def two_nodes() -> Iterator[dict[str, str]]:
         tempfile.TemporaryDirectory(prefix="kinema-", dir="/tmp") as folder,
         tempfile.TemporaryDirectory(prefix="kinema-", dir="/tmp") as second,
         subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, folder, second],
+            [sys.executable, "-c", CLUSTER, folder, second, *map(str, free_ports(2))],
             cwd=folder,
             # where the address of "the" local cluster is noted: not over that of one in use
             env={**environment, "RAY_TMPDIR": folder},

@@ -19,6 +19,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from kinema.errors import ClusterError
 from kinema.pipelines.capacity import Bundle, concurrency, described, shortage, total
+from kinema.pipelines.ports import free_ports
 
 TRIAL_DRIVER = "trial_driver"
 """Resource that the processes which drive trials take, so that they take no share of a CPU."""
@@ -97,7 +98,7 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
         num_cpus: cores of the cluster; all by default.
         options: further arguments of `ray.init`.
     """
-    port = _free_port()
+    (port,) = free_ports(1)
     switch = {
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port),
@@ -122,12 +123,6 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _connection(own: bool) -> Connection:

@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from ray.job_submission import JobSubmissionClient
 
 from kinema.errors import ClusterError
 from kinema.pipelines.cluster import TRIAL_DRIVER
+from kinema.pipelines.ports import free_ports
 
 START_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 20.0
@@ -61,7 +61,7 @@ def local_cluster(
 
 def _start(folder: Path, num_cpus: int | None, working_dir: Path) -> LocalCluster:
     # Every port is ours: with Ray's defaults a second Ray here breaks the first one's jobs.
-    port, dashboard, client, agent, agent_grpc, metrics = _free_ports(6)
+    port, dashboard, client, agent, agent_grpc, metrics = free_ports(6)
     bin_folder = str(Path(sys.executable).parent)
     environment = {
         **os.environ,
@@ -134,11 +134,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import cv2
@@ -41,11 +42,17 @@ class EncodeConfig(Config):
     crf: int = Field(
         18, ge=0, le=51, description="quality: 0 lossless, 18 hardly visible, 51 worst"
     )
-    preset: str = Field(
+    preset: Literal[
+        "ultrafast",
+        "superfast",
+        "veryfast",
+        "faster",
+        "fast",
         "medium",
-        pattern="^(ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow)$",
-        description="libx264's, from ultrafast to veryslow: slower gives smaller files",
-    )
+        "slow",
+        "slower",
+        "veryslow",
+    ] = Field("medium", description="libx264's; slower gives smaller files")
 
 
 @dataclass(frozen=True)
