@@ -118,9 +118,15 @@ def test_submitted_sweep_uses_both_nodes(two_nodes: dict[str, str], tmp_path: Pa
     command += ["--runtime-env", "clusters/runtime_env.yaml", "--"]
     command += ["python", "jobs/sweep_mask_ratio.py", *SWEEP, f"storage={tmp_path}"]
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=two_nodes, capture_output=True, text=True, check=False
+        command,
+        cwd=REPOSITORY,
+        env=two_nodes,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, "\n".join(done.stdout.splitlines()[-60:])  # settings come first
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 2
 
     nodes: dict[str, set[str]] = {}
