@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from scipy.special import softmax
 from torch import nn
@@ -62,45 +64,75 @@ def evaluate(
 ) -> Evaluation:
     """Test `model` on all labelled entries of `source`; collective, complete on every rank.
 
-    `predictions` has one row per video read: id, label, probabilities (classes,), and the logits of
-    each view (views * classes,).
-
     Raises:
         ValueError: not one video could be read.
     """
     clips = EvaluationClips(source, config.num_clips, config.num_crops)
     result = predict(model, clips, loader, config.micro_batch_size, device, torch.float32)
-    if not len(result.index):
-        raise ValueError(f"none of {len(clips)} test videos could be read: {result.failures}")
-    probabilities = softmax(result.logits, axis=-1).mean(axis=1)
-    hits = top_k_hits(probabilities, result.labels, 1)
-    top5 = top_k_hits(probabilities, result.labels, 5)
+    return judge(
+        ids=[source.entries[i].id for i in result.index],
+        labels=result.labels,
+        logits=result.logits,
+        failures={source.entries[i].id: why for i, why in result.failures.items()},
+    )
+
+
+def judge(
+    ids: Sequence[str],
+    labels: NDArray[np.int64],
+    logits: NDArray[np.float32],
+    failures: Mapping[str, str],
+) -> Evaluation:
+    """What a test gives, from the logits of every view of the videos that were read.
+
+    `predictions` has one row per video read: id, label, predicted, probabilities (classes,), and
+    the logits of each view (views * classes,).
+
+    Args:
+        ids: (videos,).
+        labels: (videos,).
+        logits: (videos, views, classes).
+        failures: id -> reason of every video that could not be read.
+
+    Raises:
+        ValueError: not one video could be read.
+    """
+    if not len(ids):
+        raise ValueError(f"none of {len(failures)} test videos could be read: {dict(failures)}")
+    probabilities = softmax(logits, axis=-1).mean(axis=1)
+    hits = top_k_hits(probabilities, labels, 1)
+    top5 = top_k_hits(probabilities, labels, 5)
     return Evaluation(
         top1=bootstrap_interval(hits),
         top5=bootstrap_interval(top5),
-        mean_class=mean_class_accuracy(hits, result.labels),
-        coverage=len(result.index) / len(clips),
-        failures={source.entries[i].id: why for i, why in result.failures.items()},
-        predictions=_table(source, result.index, result.labels, probabilities, result.logits),
+        mean_class=mean_class_accuracy(hits, labels),
+        coverage=len(ids) / (len(ids) + len(failures)),
+        failures=dict(failures),
+        predictions=prediction_table(ids, labels, probabilities, logits),
     )
 
 
-def _table(
-    source: ClipSource,
-    index: np.ndarray,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    logits: np.ndarray,
+def prediction_table(
+    ids: Sequence[str],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.floating],
+    logits: NDArray[np.float32] | None = None,
 ) -> pa.Table:
-    return pa.table(
-        {
-            "id": [source.entries[i].id for i in index],
-            "label": pa.array(labels, pa.int32()),
-            "predicted": pa.array(probabilities.argmax(1), pa.int32()),
-            "probabilities": pa.array(
-                list(probabilities.astype(np.float32)), pa.list_(pa.float32())
-            ),
-            "view_logits": pa.array(list(logits.reshape(len(index), -1)), pa.list_(pa.float32())),
-        },
-        metadata={"num_views": str(logits.shape[1])},
-    )
+    """The table that every test leaves behind and every comparison reads, a row per video.
+
+    Args:
+        ids: (videos,).
+        labels: (videos,).
+        probabilities: (videos, classes).
+        logits: (videos, views, classes), where there are any.
+    """
+    columns = {
+        "id": pa.array(list(ids), pa.string()),
+        "label": pa.array(labels, pa.int32()),
+        "predicted": pa.array(probabilities.argmax(1), pa.int32()),
+        "probabilities": pa.array(list(probabilities.astype(np.float32)), pa.list_(pa.float32())),
+    }
+    if logits is None:
+        return pa.table(columns)
+    flat = pa.array(list(logits.reshape(len(ids), -1)), pa.list_(pa.float32()))
+    return pa.table(columns | {"view_logits": flat}, metadata={"num_views": str(logits.shape[1])})

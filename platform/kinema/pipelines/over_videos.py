@@ -23,6 +23,7 @@ from kinema.config import fingerprint
 from kinema.errors import KinemaError
 from kinema.pipelines.cluster import max_resources, resources
 from kinema.pipelines.isolation import Isolated, Outcome
+from kinema.pipelines.ledger import Done, Ledger
 from kinema.pipelines.progress import Progress
 from kinema.video.manifest import Entry
 
@@ -103,6 +104,28 @@ class VideoActor(ABC, Generic[Result]):
         return pa.Table.from_pylist(summaries, schema=SUMMARY_SCHEMA)
 
 
+class LedgerActor(VideoActor[dict[str, Any]]):
+    """Notes in a ledger what `work` returns: plain data, of which `made_from` is the digest."""
+
+    def __init__(
+        self,
+        work: Callable[[Entry, Any], dict[str, Any]],
+        config: object,
+        timeout_s: float,
+        ledger_uri: str,
+    ) -> None:
+        super().__init__(work, config, timeout_s)
+        self._ledger = Ledger(ledger_uri)
+
+    def store(self, outcomes: Sequence[Outcome[dict[str, Any]]], name: str) -> None:
+        """Write one part of the ledger."""
+        rows = []
+        for outcome in outcomes:
+            measures = dict(outcome.result or {})
+            rows.append(Done(outcome.entry.id, measures.pop("made_from"), measures))
+        self._ledger.write(rows, name)
+
+
 def run_over(
     name: str,
     total: int,
@@ -110,6 +133,7 @@ def run_over(
     actor: type[VideoActor[Any]],
     arguments: tuple[Any, ...],
     num_cpus: int | None,
+    num_gpus: float = 0.0,
 ) -> list[Failure]:
     """Work through `todo`, showing progress; returns what failed, sorted.
 
@@ -119,8 +143,9 @@ def run_over(
         todo: those to do.
         actor: of every core, made with `arguments`.
         num_cpus: cores to use; all that the cluster has or can have by default.
+        num_gpus: share of a GPU that each core's actor takes beside it.
     """
-    num_actors = _num_actors(len(todo), num_cpus)
+    num_actors = _num_actors(len(todo), num_cpus, num_gpus)
     print(
         f"{name}: {total} videos, {total - len(todo)} done before, {len(todo)} to do"
         + (f" on {num_actors} core{'s' if num_actors != 1 else ''}" if todo else ""),
@@ -129,7 +154,7 @@ def run_over(
     failures: list[Failure] = []
     paths = {entry.id: entry.path for entry in todo}
     with Progress(name, len(todo)) as progress:
-        for summary in stream(todo, actor, arguments, num_actors):
+        for summary in stream(todo, actor, arguments, num_actors, num_gpus):
             why = summary["why"]
             if why is not None:
                 failures.append((summary["id"], paths[summary["id"]], why))
@@ -142,6 +167,7 @@ def stream(
     actor: type[VideoActor[Any]],
     arguments: tuple[Any, ...],
     num_actors: int,
+    num_gpus: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Work through `entries`; yields a `SUMMARY_SCHEMA` row per video as parts end.
 
@@ -168,6 +194,7 @@ def stream(
                 max_tasks_in_flight_per_actor=2,
             ),
             num_cpus=1,
+            num_gpus=num_gpus or None,
         )
         for batch in summaries.iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(batch, pa.Table)
@@ -236,9 +263,12 @@ def judge(
     )
 
 
-def _num_actors(num_videos: int, num_cpus: int | None) -> int:
-    cores = int((max_resources() or resources())["CPU"])
-    return max(1, min(cores, num_cpus or cores, num_videos))
+def _num_actors(num_videos: int, num_cpus: int | None, num_gpus: float) -> int:
+    most = max_resources() or resources()
+    places = int(most["CPU"])
+    if num_gpus:
+        places = min(places, int(most["GPU"] / num_gpus))
+    return max(1, min(places, num_cpus or places, num_videos))
 
 
 @contextmanager

@@ -17,10 +17,9 @@ from kinema import storage
 from kinema.config import fingerprint
 from kinema.errors import KinemaError, ManifestError, VideoError
 from kinema.pipelines.cluster import require
-from kinema.pipelines.isolation import Outcome
 from kinema.pipelines.ledger import Done, Ledger
 from kinema.pipelines.one_video import video_digest
-from kinema.pipelines.over_videos import Failure, VideoActor, digests, judge, run_over
+from kinema.pipelines.over_videos import Failure, LedgerActor, digests, judge, run_over
 from kinema.video.encode import ENCODER_VERSION, EncodeConfig, reencode
 from kinema.video.manifest import FAILURE_SCHEMA, Entry, Manifest
 
@@ -55,11 +54,12 @@ def reencode_all(
     entries = manifest.rows()
     _check_names(entries)
     require([{"CPU": 1}], "re-encoding")
-    ledger = Ledger(storage.join(output, "done"))
+    ledger_uri = storage.join(output, "done")
+    ledger = Ledger(ledger_uri)
     todo = _todo(entries, ledger.read(), output, config)
     ledger.drop(entry.id for entry in todo)
-    arguments = (output, config, timeout_s)
-    failures = run_over("re-encoding", len(entries), todo, _Encoder, arguments, num_cpus)
+    arguments = (encode_one, (output, config), timeout_s, ledger_uri)
+    failures = run_over("re-encoding", len(entries), todo, LedgerActor, arguments, num_cpus)
     kept = {entry.id for entry in entries}
     done = {id: row.result for id, row in ledger.read().items() if id in kept}
     failures_uri = storage.join(output, "failures.parquet")
@@ -71,22 +71,6 @@ def reencode_all(
     print(_summary(list(done.values())))
     print(f"{uri}: {len(made)} videos; digest {made.digest}")
     return uri
-
-
-class _Encoder(VideoActor[Measures]):
-    """Re-encodes videos and notes what it did."""
-
-    def __init__(self, output: str, config: EncodeConfig, timeout_s: float) -> None:
-        super().__init__(encode_one, (output, config), timeout_s)
-        self._ledger = Ledger(storage.join(output, "done"))
-
-    def store(self, outcomes: Sequence[Outcome[Measures]], name: str) -> None:
-        """Write one part of the ledger; the videos are written already."""
-        rows = []
-        for outcome in outcomes:
-            measures = dict(outcome.result or {})
-            rows.append(Done(outcome.entry.id, measures.pop("made_from"), measures))
-        self._ledger.write(rows, name)
 
 
 def encode_one(entry: Entry, into: tuple[str, EncodeConfig]) -> Measures:

@@ -22,10 +22,9 @@ from kinema.errors import NoVectorsError
 from kinema.evaluation.statistics import bootstrap_interval
 from kinema.motion.vectors import GRID, iterate_fields
 from kinema.pipelines.cluster import require
-from kinema.pipelines.isolation import Outcome
-from kinema.pipelines.ledger import Done, Ledger
+from kinema.pipelines.ledger import Ledger
 from kinema.pipelines.one_video import video_digest
-from kinema.pipelines.over_videos import VideoActor, judge, outdated, run_over
+from kinema.pipelines.over_videos import LedgerActor, judge, outdated, run_over
 from kinema.video.decode import FrameVectors, iterate_vectors, vectors_are_exact
 from kinema.video.manifest import Entry, Manifest
 
@@ -61,12 +60,13 @@ def report(
     require([{"CPU": 1}], "the report")
     manifest = Manifest.read(manifest_uri)
     entries = manifest.rows()
-    ledger = Ledger(storage.join(output, "done"))
+    ledger_uri = storage.join(output, "done")
+    ledger = Ledger(ledger_uri)
     existing = {id: row.digest for id, row in ledger.read().items()}
     todo, _ = outdated(entries, existing, partial(_digest, boxes=boxes))
     ledger.drop(entry.id for entry in todo)
-    arguments = (output, boxes, timeout_s)
-    failures = run_over("report", len(entries), todo, _Measurer, arguments, num_cpus)
+    arguments = (measure_one, boxes, timeout_s, ledger_uri)
+    failures = run_over("report", len(entries), todo, LedgerActor, arguments, num_cpus)
     names = manifest.table["id"].to_pylist()
     done = {id: row.result for id, row in ledger.read().items() if id in set(names)}
     codecs = dict(zip(names, manifest.table["codec"].to_pylist(), strict=True))
@@ -121,22 +121,6 @@ def measure_one(entry: Entry, boxes: Mapping[str, FrameBoxes]) -> Measures:
             "outside": outside,
         }
     )
-
-
-class _Measurer(VideoActor[Measures]):
-    """Measures videos and notes the result."""
-
-    def __init__(self, output: str, boxes: Mapping[str, FrameBoxes], timeout_s: float) -> None:
-        super().__init__(measure_one, boxes, timeout_s)
-        self._ledger = Ledger(storage.join(output, "done"))
-
-    def store(self, outcomes: Sequence[Outcome[Measures]], name: str) -> None:
-        """Write one part of the ledger."""
-        rows = []
-        for outcome in outcomes:
-            measures = dict(outcome.result or {})
-            rows.append(Done(outcome.entry.id, measures.pop("made_from"), measures))
-        self._ledger.write(rows, name)
 
 
 class _Score:

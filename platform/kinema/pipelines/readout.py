@@ -1,0 +1,182 @@
+"""A frozen network asked about every video of a manifest, over the cluster, each exactly once.
+
+Answers lie under `<root>/readouts/<key>/`, a row per video in parts that are written as they end:
+a job that was killed goes on, and asking the same question again reads what is there. A video that
+cannot be read has no row; it is named with the reason and tried again the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from kinema import storage
+from kinema.config import Config, fingerprint
+from kinema.evaluation.readout import READOUT_VERSION, Question, ReadoutConfig, ask
+from kinema.motion.extractor import MotionConfig
+from kinema.motion.store import MotionStore
+from kinema.pipelines.cluster import require
+from kinema.pipelines.isolation import Outcome
+from kinema.pipelines.ledger import Parts
+from kinema.pipelines.one_video import located, motion_digest, video_digest
+from kinema.pipelines.over_videos import VideoActor, outdated, run_over
+from kinema.video.manifest import Entry, Manifest
+
+
+class ReadingConfig(Config):
+    """How a network is asked over the cluster; changes nothing in its answers."""
+
+    num_cpus: PositiveInt | None = Field(None, description="cores to use; all by default")
+    gpus_per_worker: NonNegativeFloat = Field(
+        0.0, description="share of a GPU per core, such as 0.25; 0 = on the CPU"
+    )
+    timeout_s: PositiveFloat = Field(600.0, description="limit per video")
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What a network said.
+
+    Attributes:
+        entries: the videos that were read, in the order they were asked for.
+        values: (videos, views, ...) float32.
+        failures: id -> reason of each video that could not be read.
+    """
+
+    entries: list[Entry]
+    values: NDArray[np.float32]
+    failures: dict[str, str]
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the videos that were read."""
+        return [entry.id for entry in self.entries]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(videos,); -1 where there is none."""
+        labels = [-1 if entry.label is None else entry.label for entry in self.entries]
+        return np.array(labels, dtype=np.int64)
+
+
+def readout_key(config: ReadoutConfig, motion: MotionConfig | None, manifest_digest: str) -> str:
+    """Names the answers: the network's weights, not where they lie, settings and videos."""
+    weights = None if config.weights is None else storage.content_digest(config.weights)
+    settings = config.model_dump(mode="json", exclude={"weights"})
+    settings["views"].pop("micro_batch_size")
+    return fingerprint("readout", READOUT_VERSION, settings, weights, motion, manifest_digest)
+
+
+def read_out(
+    name: str,
+    manifest_uri: str,
+    entries: Sequence[Entry],
+    config: ReadoutConfig,
+    root: str,
+    reading: ReadingConfig,
+    motion: MotionConfig | None = None,
+) -> Readout:
+    """Ask a network about `entries` on the connected cluster.
+
+    Args:
+        name: of the work, for the terminal.
+        manifest_uri: absolute; what `entries` are rows of.
+        entries: the videos.
+        config: of the network; its weights an absolute path or URI.
+        root: absolute storage root.
+        reading: how.
+        motion: whose store the network's head reads; extracted before.
+
+    Raises:
+        ClusterError: the cluster can never give an actor what it asks for.
+    """
+    bundle = {"CPU": 1.0} | ({"GPU": reading.gpus_per_worker} if reading.gpus_per_worker else {})
+    require([bundle], name)
+    key = readout_key(config, motion, Manifest.read(manifest_uri).digest)
+    uri = storage.join(root, "readouts", key)
+    parts = Parts(uri, _schema(config))
+    work = None if motion is None else located(motion, manifest_uri)
+    digest = partial(_digest, work=work)
+    todo, _ = outdated(entries, parts.digests(), digest)
+    parts.drop(entry.id for entry in todo)
+    store = None if motion is None else MotionStore(root, motion)
+    question = Question(config, [entry.id for entry in todo], store)
+    arguments = (question, work, uri, reading.timeout_s)
+    per_worker = reading.num_cpus, reading.gpus_per_worker
+    failed = run_over(name, len(entries), todo, Asker, arguments, *per_worker)
+    return _assemble(parts, entries, {id: why for id, _, why in failed})
+
+
+Answer = tuple[str, NDArray[np.float32]]
+"""Digest of what was read, and what the network said."""
+
+
+def answer(entry: Entry, asked: tuple[Question, MotionConfig | None]) -> Answer:
+    """Ask about one video.
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+    question, work = asked
+    return _digest(entry, work), ask(entry, question)
+
+
+class Asker(VideoActor[Answer]):
+    """Asks about videos and writes the answers."""
+
+    def __init__(
+        self, question: Question, work: MotionConfig | None, uri: str, timeout_s: float
+    ) -> None:
+        super().__init__(answer, (question, work), timeout_s)
+        self._parts = Parts(uri, _schema(question.readout))
+
+    def store(self, outcomes: Sequence[Outcome[Answer]], name: str) -> None:
+        """Write one part."""
+        kind = self._parts.schema.field("values").type.value_type.to_pandas_dtype()
+        rows = []
+        for outcome in outcomes:
+            assert outcome.result is not None
+            digest, said = outcome.result
+            flat = said.astype(kind).reshape(-1)
+            rows.append(
+                {"id": outcome.entry.id, "digest": digest, "shape": said.shape, "values": flat}
+            )
+        self._parts.write(rows, name)
+
+
+def _schema(config: ReadoutConfig) -> pa.Schema:
+    """A row of answers; tokens are many, and kept in half precision."""
+    number = pa.float16() if config.output == "tokens" else pa.float32()
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("digest", pa.string()),
+            ("shape", pa.list_(pa.int32())),
+            ("values", pa.list_(number)),
+        ]
+    )
+
+
+def _digest(entry: Entry, work: MotionConfig | None) -> str:
+    return video_digest(entry) if work is None else motion_digest(entry, work)
+
+
+def _assemble(parts: Parts, entries: Sequence[Entry], failures: dict[str, str]) -> Readout:
+    table = parts.read(["id", "shape", "values"])
+    place = {id: row for row, id in enumerate(table["id"].to_pylist())}
+    read = [entry for entry in entries if entry.id in place and entry.id not in failures]
+    lost = [e.id for e in entries if e.id not in place and e.id not in failures]
+    assert not lost, f"neither read nor failed: {lost[:3]}"
+    if not read:
+        return Readout([], np.zeros((0, 0), np.float32), failures)
+    rows = [place[entry.id] for entry in read]
+    shape = table["shape"][rows[0]].as_py()
+    values = table["values"].combine_chunks()
+    flat = values.flatten().to_numpy().reshape(len(table), *shape)
+    return Readout(read, np.asarray(flat[rows], dtype=np.float32), failures)
