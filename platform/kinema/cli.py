@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ def parse(
     *,
     default: str | None,
     description: str | None,
+    positional: Sequence[str] = (),
 ) -> T:
     """Settings of a job from `[experiment.yaml] [key.path=value ...] [--help] [--dry-run]`.
 
@@ -34,15 +36,16 @@ def parse(
         argv: arguments; those of the program by default.
         default: experiment to use when none is given, a path in the repository.
         description: what the job does, for `--help`.
+        positional: keys whose values are given in this order without `key=`, in place of a file.
 
     Raises:
         ConfigError: the arguments or the settings are wrong.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
-        print(_help(spec, default, description))
+        print(_help(spec, default, description, positional))
         raise SystemExit(0)
-    file, overrides = _split(arguments)
+    file, overrides = _split(arguments, positional)
     config = load(spec, file, overrides, _in_repository(default))
     print(to_yaml(config), end="", flush=True)
     if "--dry-run" in arguments:
@@ -64,10 +67,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     raise SystemExit(status or 0)
 
 
-def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+def _split(arguments: Sequence[str], positional: Sequence[str]) -> tuple[str | None, list[str]]:
     """The experiment file and the overrides."""
     problems = []
-    files = []
+    plain = []
     overrides = []
     for argument in arguments:
         if argument == "--dry-run":
@@ -77,12 +80,23 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         elif "=" in argument:
             overrides.append(argument)
         else:
-            files.append(argument)
-    if len(files) > 1:
-        problems.append(f"give one experiment file, not {', '.join(files)}")
+            plain.append(argument)
+    if positional and len(plain) > len(positional):
+        problems.append(f"give {_in_capitals(positional)}, not {' '.join(plain)}")
+    elif not positional and len(plain) > 1:
+        problems.append(f"give one experiment file, not {', '.join(plain)}")
     if problems:
         raise ConfigError(problems, "command line")
-    return (files[0] if files else None), overrides
+    if positional:
+        named = [
+            f"{key}={json.dumps(value)}" for key, value in zip(positional, plain, strict=False)
+        ]
+        return None, named + overrides
+    return (plain[0] if plain else None), overrides
+
+
+def _in_capitals(positional: Sequence[str]) -> str:
+    return " ".join(key.upper() for key in positional)
 
 
 def _in_repository(default: str | None) -> Path | None:
@@ -93,13 +107,19 @@ def _in_repository(default: str | None) -> Path | None:
     return path if path.exists() or path.is_absolute() else _REPOSITORY / path
 
 
-def _help(spec: type[BaseModel], default: str | None, description: str | None) -> str:
+def _help(
+    spec: type[BaseModel],
+    default: str | None,
+    description: str | None,
+    positional: Sequence[str],
+) -> str:
+    first = _in_capitals(positional) if positional else "[experiment.yaml]"
     lines = [
-        f"usage: python {sys.argv[0]} [experiment.yaml] [key.path=value ...] [--help] [--dry-run]",
+        f"usage: python {sys.argv[0]} {first} [key.path=value ...] [--help] [--dry-run]",
         "",
         (description or "").strip(),
         "",
-        f"Without a file: {default or 'the defaults below'}.",
+        *([] if positional else [f"Without a file: {default or 'the defaults below'}."]),
         "--dry-run prints the settings in full and ends.",
         "",
         "Keys (type = default):",

@@ -535,3 +535,23 @@ def _shortened(text: str, length: int) -> str:
 
 def _quoted(text: str) -> str:
     return text.replace("'", "\\'")
+
+
+def run_key_of(run_id: str, storage_root: str, tracking_uri: str | None = None) -> str | None:
+    """The key of an MLflow run; None where there is no run of that id, or one of another program.
+
+    Raises:
+        StorageError: the tracking store cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
+        return None
+    uri = tracking_uri_for(storage_root, tracking_uri)
+    try:
+        run = _connect(uri).get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise StorageError(f"MLflow at {uri}: {error}") from error
+    return dict(run.data.tags).get(KEY_TAG)

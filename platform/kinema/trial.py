@@ -112,7 +112,7 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
             stride=fields.stride if fields else 1,
         )
 
-    outcome: dict[str, Any] = {}
+    outcome: dict[str, Any] = {"manifest": manifest_uri}
     encoder_uri = experiment.encoder
     if experiment.pretrain is not None:
         folder = pretrained_uri(experiment, manifest.digest)

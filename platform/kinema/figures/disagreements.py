@@ -1,0 +1,74 @@
+"""Videos on which two classifiers disagree, as a sheet of thumbnails."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from kinema.figures.table import GREY, INK
+
+COLUMNS = 4
+TILE_WIDTH = 3.0
+"""Inches; room for the three frames of a video side by side."""
+CAPTION = 0.55
+CHARACTERS = 46
+RIGHT, WRONG = "#2a7d2a", "#b3261e"
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One video: frames of one size, what it is, and what each of the two took it for."""
+
+    id: str
+    frames: Sequence[NDArray[np.uint8]]
+    label: str
+    right: str
+    wrong: str
+
+
+def disagreement_sheet(title: str, videos: Sequence[Thumbnail], winner: str, loser: str) -> Figure:
+    """Videos that `winner` gets right and `loser` does not.
+
+    Args:
+        title: above all.
+        videos: at least one.
+        winner: name of the run that is right.
+        loser: name of the other.
+    """
+    rows = -(-len(videos) // COLUMNS)
+    heights = [_height(video) for video in videos]
+    tile = max(heights) + CAPTION
+    width, height = COLUMNS * TILE_WIDTH, rows * tile + 0.6
+    figure = Figure(figsize=(width, height), facecolor="white")
+    figure.text(0.01, 1 - 0.3 / height, title, fontsize=11, fontweight="bold", color=INK)
+    for index, video in enumerate(videos):
+        row, column = divmod(index, COLUMNS)
+        top = height - 0.5 - row * tile
+        box = (
+            (column * TILE_WIDTH + 0.06) / width,
+            (top - heights[index]) / height,
+            (TILE_WIDTH - 0.12) / width,
+            heights[index] / height,
+        )
+        axes = figure.add_axes(box)
+        axes.imshow(np.concatenate(list(video.frames), axis=1))
+        axes.set_axis_off()
+        lines = [
+            (textwrap.shorten(f"{video.label}", CHARACTERS), INK),
+            (textwrap.shorten(f"{loser}: {video.wrong}", CHARACTERS), WRONG),
+            (video.id if len(video.id) <= CHARACTERS else f"...{video.id[-CHARACTERS:]}", GREY),
+        ]
+        for line, (text, colour) in enumerate(lines):
+            y = (top - heights[index] - 0.12 - 0.14 * line) / height
+            figure.text(box[0], y, text, fontsize=7, color=colour, va="center")
+    return figure
+
+
+def _height(video: Thumbnail) -> float:
+    rows, columns = video.frames[0].shape[:2]
+    return float((TILE_WIDTH - 0.12) * rows / (columns * len(video.frames)))

@@ -1,0 +1,193 @@
+"""Two tested runs side by side: a paired test, and the videos that one of them gets right alone."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt
+
+from kinema import storage
+from kinema.config import Config
+from kinema.errors import VideoError
+from kinema.evaluation.epic import combined_accuracies
+from kinema.evaluation.paired import Comparison, compare
+from kinema.figures.disagreements import Thumbnail, disagreement_sheet
+from kinema.figures.table import TextTable
+from kinema.geometry import Transform
+from kinema.pipelines.predictions import Predictions, find_predictions
+from kinema.video.decode import read_frames
+from kinema.video.manifest import Entry, Manifest
+
+DPI = 110
+THUMBNAIL_HEIGHT = 96
+FRAMES_SHOWN = (0.2, 0.5, 0.8)
+"""Where in a video its thumbnail's frames are, as shares of its length."""
+CLASSES_SHOWN = 8
+
+
+class CompareConfig(Config):
+    """Which two runs, and where to write what they differ in."""
+
+    run_a: str = Field(
+        description="predictions.parquet, the folder that holds it, a run's key, or MLflow run id"
+    )
+    run_b: str = Field(description="likewise")
+    manifest: str | None = Field(
+        None, description="Parquet manifest for thumbnails; null = the one that the runs name"
+    )
+    num_thumbnails: NonNegativeInt = Field(12, description="videos shown per sheet; 0 = no sheets")
+    output: str = Field("comparison", description="folder or URI to write to")
+    storage: str | None = Field(None, description="root where keys are looked up; $KINEMA_STORAGE")
+
+    @property
+    def root(self) -> str:
+        """Absolute storage root."""
+        return storage.absolute(self.storage or storage.default_root())
+
+
+class EpicConfig(Config):
+    """A verb and a noun classifier of EPIC-Kitchens, tested on the same videos."""
+
+    verb_run: str = Field(description="as the runs of jobs/compare.py are named")
+    noun_run: str = Field(description="likewise")
+    storage: str | None = Field(None, description="root where keys are looked up; $KINEMA_STORAGE")
+
+
+def compare_runs(config: CompareConfig) -> Comparison:
+    """Compare two runs, print the result, and write `videos.csv` and the sheets.
+
+    Raises:
+        KinemaError: a run is not found, or the two were tested on different data.
+    """
+    a, b = (find_predictions(name, config.root) for name in (config.run_a, config.run_b))
+    found = compare(a.table, b.table)
+    output = storage.absolute(config.output)
+    manifest = _manifest(config, (a, b))
+    names = {} if manifest is None else _names(manifest)
+    print(text_of(found, names))
+    content = io.BytesIO()
+    pa.csv.write_csv(found.videos, content)
+    storage.write_bytes(storage.join(output, "videos.csv"), content.getvalue())
+    print(f"every video: {storage.join(output, 'videos.csv')}")
+    if manifest is None:
+        print("no thumbnails: the runs name no manifest; give manifest=...")
+    elif config.num_thumbnails:
+        for which in ("a", "b"):
+            _write_sheet(found, which, manifest, names, config.num_thumbnails, output)
+    return found
+
+
+def combine_epic(config: EpicConfig) -> None:
+    """Print verb, noun and action accuracy of two classifiers.
+
+    Raises:
+        KinemaError: a run is not found, or the two were tested on different videos.
+    """
+    root = storage.absolute(config.storage or storage.default_root())
+    verbs, nouns = (find_predictions(name, root) for name in (config.verb_run, config.noun_run))
+    for name, accuracy in combined_accuracies(verbs.table, nouns.table).items():
+        print(f"{name:12s} {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]")
+    for run in (verbs, nouns):
+        if run.result and not run.result["comparable"]:
+            print(f"NOT COMPARABLE: {run.name} could not read every test video")
+
+
+def text_of(found: Comparison, names: dict[int, str]) -> str:
+    """The comparison for a terminal."""
+    counts = found.counts
+    rows = [
+        [run, f"{100 * at.value:.1f}", f"{100 * at.low:.1f} to {100 * at.high:.1f}"]
+        for run, at in (("A", found.a), ("B", found.b), ("B - A", found.difference))
+    ]
+    lines = [TextTable(["", "top-1 %", "95 % interval"], rows, [False, True, True]).text()]
+    lines += [
+        f"{len(found.videos)} videos: both right {counts['both']}, only A {counts['only_a']},"
+        f" only B {counts['only_b']}, neither {counts['neither']}",
+        f"McNemar's exact test: p = {found.p_value:.3g}",
+    ]
+    if found.only_in_a or found.only_in_b:
+        lines.append(
+            f"NOT ALL VIDEOS: {found.only_in_a} were tested by A alone, {found.only_in_b} by B"
+            " alone; they are left out above"
+        )
+    classes = _class_rows(found, names)
+    if classes:
+        header = ["class", "only A", "only B"]
+        lines += ["", TextTable(header, classes, [False, True, True]).text()]
+    return "\n".join(lines)
+
+
+def _class_rows(found: Comparison, names: dict[int, str]) -> list[list[str]]:
+    """The classes on which the two differ most."""
+    a, b = (Counter(found.won_by(which)["label"].to_pylist()) for which in "ab")
+    labels = sorted(a.keys() | b.keys(), key=lambda label: -abs(b[label] - a[label]))
+    return [
+        [names.get(label, str(label)), str(a[label]), str(b[label])]
+        for label in labels[:CLASSES_SHOWN]
+    ]
+
+
+def _manifest(config: CompareConfig, runs: Sequence[Predictions]) -> Manifest | None:
+    named = [config.manifest, *(run.result.get("manifest") for run in runs)]
+    uris = [uri for uri in named if uri is not None]
+    return Manifest.read(storage.absolute(uris[0])) if uris else None
+
+
+def _names(manifest: Manifest) -> dict[int, str]:
+    labels = manifest.table["label"].to_pylist()
+    names = manifest.table["label_name"].to_pylist()
+    return {label: name for label, name in zip(labels, names, strict=True) if name is not None}
+
+
+def _write_sheet(
+    found: Comparison,
+    which: str,
+    manifest: Manifest,
+    names: dict[int, str],
+    num_shown: int,
+    output: str,
+) -> None:
+    other = "b" if which == "a" else "a"
+    won = found.won_by(which).to_pylist()
+    entries = {entry.id: entry for entry in manifest.rows()}
+    thumbnails: list[Thumbnail] = []
+    for row in won:
+        if len(thumbnails) == num_shown:
+            break
+        if row["id"] not in entries:
+            continue
+        try:
+            frames = _frames(entries[row["id"]])
+        except VideoError as error:
+            print(f"no thumbnail: {error}")
+            continue
+        label, right, wrong = (
+            names.get(row[key], str(row[key]))
+            for key in ("label", f"predicted_{which}", f"predicted_{other}")
+        )
+        thumbnails.append(Thumbnail(row["id"], frames, label, right, wrong))
+    if not thumbnails:
+        print(f"no video of the manifest is got right by {which.upper()} alone")
+        return
+    title = f"Right only in {which.upper()}: {len(thumbnails)} of {len(won)} videos"
+    picture = io.BytesIO()
+    sheet = disagreement_sheet(title, thumbnails, which.upper(), other.upper())
+    sheet.savefig(picture, dpi=DPI, format="png")
+    uri = storage.join(output, f"only_{which}.png")
+    storage.write_bytes(uri, picture.getvalue())
+    print(f"{title.lower()}: {uri}")
+
+
+def _frames(entry: Entry) -> list[NDArray[np.uint8]]:
+    span = entry.frame_range()
+    indices = [span[min(int(share * len(span)), len(span) - 1)] for share in FRAMES_SHOWN]
+    frames = read_frames(entry.path, indices)
+    height, width = frames.shape[1:3]
+    small = (THUMBNAIL_HEIGHT, max(1, round(width * THUMBNAIL_HEIGHT / height)))
+    return list(Transform.identity((height, width)).resize(small).frames(frames))

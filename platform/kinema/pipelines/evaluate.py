@@ -1,0 +1,252 @@
+"""The multi-view test of a finetuned classifier, over the cluster, and everything it leaves behind.
+
+Under `<root>/evaluations/<key>/` lie `predictions.parquet` (a row per video, logits of every view),
+`result.json`, `classes.csv` and `confusion.png`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+import pyarrow.csv
+from pydantic import Field
+
+from kinema import storage, trial
+from kinema.config import fingerprint
+from kinema.errors import ConfigError, KinemaError
+from kinema.evaluation.confusion import confusion_matrix, confusion_table
+from kinema.evaluation.epic import action_parts, marginal_accuracies
+from kinema.evaluation.multiview import Evaluation, judge
+from kinema.evaluation.readout import ReadoutConfig
+from kinema.experiment import Experiment
+from kinema.figures.confusion import confusion_figure
+from kinema.pipelines.cluster import connect
+from kinema.pipelines.prepare import Prepared, prepare
+from kinema.pipelines.readout import ReadingConfig, Readout, read_out, readout_key
+from kinema.pipelines.study import begin
+from kinema.pipelines.tracker import start_tracker
+from kinema.training.finetune import BEST_FILE
+from kinema.video.manifest import Entry, Manifest
+
+DPI = 150
+SHOWN = 5
+
+
+class EvaluateExperiment(Experiment):
+    """An experiment whose classifier is tested: that of its own run, or another one."""
+
+    checkpoint: str | None = Field(
+        None, description="best.safetensors of a classifier; null = of the run of these settings"
+    )
+    split: Literal["train", "validation", "test"] | None = Field(
+        None, description="what is tested; null = the split that the run is tested on"
+    )
+    reading: ReadingConfig = ReadingConfig()
+
+    def resolved(self) -> Self:
+        """The same with every path absolute."""
+        checkpoint = self.checkpoint and storage.absolute(self.checkpoint)
+        return super().resolved().model_copy(update={"checkpoint": checkpoint})
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What was tested, and what came out."""
+
+    evaluation: Evaluation
+    result: dict[str, Any]
+    folder: str
+
+
+def evaluate(experiment: EvaluateExperiment) -> int:
+    """Test a classifier on the cluster and print, keep and track what came out.
+
+    Returns:
+        Exit code: 0 when every test video was read, 1 when some were not.
+
+    Raises:
+        KinemaError: there is no such classifier, or not one video could be read.
+    """
+    experiment = experiment.resolved()
+    connect()
+    storage.check_writable(experiment.root)
+    prepared = prepare([experiment])
+    tested = test(experiment, prepared)
+    print(text_of(tested))
+    return 0 if tested.evaluation.comparable else 1
+
+
+def test(experiment: EvaluateExperiment, prepared: Prepared) -> Tested:
+    """The test alone: on the connected cluster, of a `resolved` experiment.
+
+    Raises:
+        KinemaError: there is no such classifier, or not one video could be read.
+    """
+    manifest = prepared.manifest
+    checkpoint = experiment.checkpoint or storage.join(
+        trial.run_uri(experiment, manifest.digest), BEST_FILE
+    )
+    if not storage.exists(checkpoint):
+        raise KinemaError(
+            f"no classifier at {checkpoint}; make it with jobs/finetune.py and the same settings,"
+            " or give checkpoint=.../best.safetensors"
+        )
+    split, entries = tested_entries(experiment, manifest)
+    config = logits_config(experiment, checkpoint, manifest.num_classes)
+    motion = experiment.motion if experiment.head.needs else None
+    readout = read_out(
+        "test",
+        prepared.manifest_uri,
+        entries,
+        config,
+        experiment.root,
+        experiment.reading,
+        motion,
+    )
+    if not readout.entries:
+        first = next(iter(readout.failures.items()))
+        raise KinemaError(f"none of {len(entries)} videos could be read, first {': '.join(first)}")
+    evaluation = judge(readout.ids, readout.labels, readout.values, readout.failures)
+    key = fingerprint("evaluation", readout_key(config, motion, manifest.digest), split)
+    folder = storage.join(experiment.root, "evaluations", key)
+    result = _result(evaluation, readout, manifest, split)
+    result |= {"checkpoint": checkpoint, "manifest": prepared.manifest_uri}
+    _keep(evaluation, result, manifest, folder)
+    _track(experiment, prepared, key, folder, result)
+    return Tested(evaluation, result, folder)
+
+
+def tested_entries(experiment: EvaluateExperiment, manifest: Manifest) -> tuple[str, list[Entry]]:
+    """Name and labelled videos of the split that is tested.
+
+    Raises:
+        ConfigError: it has no videos, or some without a label.
+    """
+    if experiment.split is None:
+        splits = trial.split(experiment, manifest)
+        split, entries = splits.tested_on, splits.test
+    else:
+        split, entries = experiment.split, manifest.select(experiment.split).rows()
+    unlabelled = [entry.id for entry in entries if entry.label is None]
+    if not entries or unlabelled:
+        why = f"without a label: {unlabelled[0]}" if unlabelled else "the manifest has none"
+        raise ConfigError([f"split {split}: cannot be tested on, {why}"])
+    return split, entries
+
+
+def logits_config(experiment: Experiment, checkpoint: str, num_classes: int) -> ReadoutConfig:
+    """What a classifier of `experiment` is asked."""
+    if experiment.finetune is None:
+        raise ConfigError(["finetune: null; the test samples clips as finetuning does"])
+    return ReadoutConfig(
+        output="logits",
+        weights=checkpoint,
+        model=experiment.model,
+        head=experiment.head,
+        num_classes=num_classes,
+        sampling=experiment.finetune.sampling,
+        reduce=experiment.data.reduce,
+        views=experiment.evaluation,
+    )
+
+
+def text_of(tested: Tested) -> str:
+    """What a reader should know, coverage first where it is not complete."""
+    evaluation, result = tested.evaluation, tested.result
+    lines = []
+    if not evaluation.comparable:
+        named = [f"  - {id}: {why}" for id, why in list(evaluation.failures.items())[:SHOWN]]
+        rest = len(evaluation.failures) - SHOWN
+        lines += [
+            f"NOT COMPARABLE: {result['num_tested']} of {result['num_videos']} videos could be"
+            " read; without",
+            *named,
+            *([f"  and {rest} more"] if rest > 0 else []),
+        ]
+    lines += [
+        f"top-1       {_percent(result, 'test/top1')} on {result['num_tested']} videos of split"
+        f" {result['tested_on']}; chance {result['chance']:.1%}",
+        f"top-5       {result['metrics']['test/top5']:.1%}",
+        f"mean class  {result['metrics']['test/mean_class']:.1%}",
+        f"coverage    {evaluation.coverage:.3f}",
+    ]
+    lines += [
+        f"{name:11s} {_percent(result, f'test/{name}')} (marginalised)"
+        for name in ("verb", "noun")
+        if f"test/{name}" in result["metrics"]
+    ]
+    return "\n".join([*lines, f"everything  {tested.folder}"])
+
+
+def _percent(result: dict[str, Any], name: str) -> str:
+    value, low, high = (result["metrics"][name + end] for end in ("", "_low", "_high"))
+    return f"{value:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _result(
+    evaluation: Evaluation, readout: Readout, manifest: Manifest, split: str
+) -> dict[str, Any]:
+    metrics = evaluation.metrics("test")
+    parts = action_parts(manifest.table)
+    if parts is not None:
+        for name, accuracy in marginal_accuracies(evaluation.predictions, parts).items():
+            metrics |= {
+                f"test/{name}": accuracy.value,
+                f"test/{name}_low": accuracy.low,
+                f"test/{name}_high": accuracy.high,
+            }
+    return {
+        "tested_on": split,
+        "num_tested": len(readout.entries),
+        "num_videos": len(readout.entries) + len(readout.failures),
+        "chance": 1 / manifest.num_classes,
+        "comparable": evaluation.comparable,
+        "failures": evaluation.failures,
+        "metrics": metrics,
+    }
+
+
+def class_names(manifest: Manifest) -> Sequence[str]:
+    """A name per class; its number where the manifest gives none."""
+    named = dict(
+        zip(
+            manifest.table["label"].to_pylist(),
+            manifest.table["label_name"].to_pylist(),
+            strict=True,
+        )
+    )
+    return [named.get(label) or str(label) for label in range(manifest.num_classes)]
+
+
+def _keep(evaluation: Evaluation, result: dict[str, Any], manifest: Manifest, folder: str) -> None:
+    table = evaluation.predictions
+    storage.write_table(storage.join(folder, "predictions.parquet"), table)
+    names = class_names(manifest)
+    matrix = confusion_matrix(table["label"], table["predicted"], len(names))
+    content = io.BytesIO()
+    pa.csv.write_csv(confusion_table(matrix, names), content)
+    storage.write_bytes(storage.join(folder, "classes.csv"), content.getvalue())
+    title = f"top-1 {result['metrics']['test/top1']:.1%} of {result['num_tested']} videos"
+    picture = io.BytesIO()
+    confusion_figure(matrix, names, title).savefig(picture, dpi=DPI, format="png")
+    storage.write_bytes(storage.join(folder, "confusion.png"), picture.getvalue())
+    storage.write_json(storage.join(folder, "result.json"), result)
+
+
+def _track(
+    experiment: EvaluateExperiment,
+    prepared: Prepared,
+    key: str,
+    folder: str,
+    result: dict[str, Any],
+) -> None:
+    tracker = start_tracker(experiment.root, experiment.name)
+    run = begin(tracker, experiment, key, f"test {experiment.method}", prepared)
+    run.summary(result["metrics"])
+    for name in ("predictions.parquet", "result.json", "classes.csv", "confusion.png"):
+        run.content(storage.read_bytes(storage.join(folder, name)), f"test/{name}")
+    run.finish("FINISHED")

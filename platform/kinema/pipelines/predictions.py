@@ -1,0 +1,78 @@
+"""Finding what a tested run left behind, by any name a person has for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from kinema import storage
+from kinema.errors import KinemaError
+from kinema.tracking import run_key_of
+
+PREDICTIONS_FILE = "predictions.parquet"
+RESULT_FILE = "result.json"
+_KINDS = ("runs", "evaluations", "probes", "boxes_only")
+_SHORTEST_KEY = 6
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One run's table of predictions, and what stands beside it.
+
+    Attributes:
+        name: as it was asked for.
+        uri: of the table.
+        table: see `evaluation.multiview.prediction_table`.
+        result: of the run; empty where none lies beside the table.
+    """
+
+    name: str
+    uri: str
+    table: pa.Table
+    result: dict[str, Any]
+
+
+def find_predictions(name: str, root: str) -> Predictions:
+    """The predictions of a run.
+
+    Args:
+        name: a `predictions.parquet`, the folder that holds one, the run's key or its first
+            characters, or its MLflow run id.
+        root: absolute storage root, where keys are looked up.
+
+    Raises:
+        KinemaError: nothing, or more than one run, answers to the name.
+    """
+    uri = storage.absolute(name) if name.endswith(".parquet") else _in_folder(name, root)
+    if not storage.exists(uri):
+        raise KinemaError(f"{uri} does not exist; test the run first (jobs/finetune.py)")
+    beside = storage.join(uri.rpartition("/")[0], RESULT_FILE)
+    result = storage.read_json(beside) if storage.exists(beside) else {}
+    return Predictions(name, uri, storage.read_table(uri), result)
+
+
+def _in_folder(name: str, root: str) -> str:
+    if storage.exists(storage.join(storage.absolute(name), PREDICTIONS_FILE)):
+        return storage.join(storage.absolute(name), PREDICTIONS_FILE)
+    found = _by_key(name, root) or _by_key(run_key_of(name, root) or "", root)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise KinemaError(f"{name!r} is the beginning of several runs: {', '.join(found)}")
+    raise KinemaError(
+        f"no run {name!r}: give a predictions.parquet, the folder that holds it, a run's key (under"
+        f" {root}) or its MLflow run id"
+    )
+
+
+def _by_key(key: str, root: str) -> list[str]:
+    if len(key) < _SHORTEST_KEY or "/" in key:
+        return []
+    return [
+        uri
+        for kind in _KINDS
+        for uri in storage.list_files(storage.join(root, kind), PREDICTIONS_FILE)
+        if uri.rsplit("/", 2)[1].startswith(key)
+    ]

@@ -1,0 +1,86 @@
+"""The comparison job on stored runs: names of runs, what is printed, what is drawn."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from moving_square import write_manifest, write_video
+
+from kinema import storage
+from kinema.errors import KinemaError
+from kinema.evaluation.multiview import prediction_table
+from kinema.pipelines.compare import CompareConfig, EpicConfig, combine_epic, compare_runs
+from kinema.pipelines.predictions import find_predictions
+from kinema.tracking import Tracker
+
+IDS = ["v0", "v1", "v2", "v3"]
+
+
+def store_run(root: Path, key: str, predicted: list[int], manifest: str | None = None) -> str:
+    """A run whose every video has label 0."""
+    table = prediction_table(IDS, np.zeros(4, dtype=np.int64), np.eye(3)[predicted])
+    folder = storage.join(str(root), "runs", key)
+    storage.write_table(storage.join(folder, "predictions.parquet"), table)
+    result = {"comparable": True} | ({} if manifest is None else {"manifest": manifest})
+    storage.write_json(storage.join(folder, "result.json"), result)
+    return folder
+
+
+def test_two_runs_are_compared_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_video(tmp_path / f"{id}.mp4", step=2 + index) for index, id in enumerate(IDS)]
+    manifest = write_manifest(tmp_path / "manifest.parquet", paths)
+    store_run(tmp_path, "a" * 16, [0, 0, 0, 1], manifest)
+    store_run(tmp_path, "b" * 16, [0, 1, 2, 1], manifest)
+    output = tmp_path / "out"
+    compare_runs(
+        CompareConfig(run_a="aaaaaa", run_b="b" * 16, output=str(output), storage=str(tmp_path))
+    )
+    printed = capsys.readouterr().out
+    assert "4 videos: both right 1, only A 2, only B 0, neither 1" in printed
+    assert "McNemar's exact test: p = 0.5" in printed
+    assert "right only in a: 2 of 2 videos" in printed
+    assert "got right by B alone" in printed
+    with (output / "videos.csv").open() as file:
+        assert [row["id"] for row in csv.DictReader(file)] == IDS
+    sheet = cv2.imread(str(output / "only_a.png"))
+    assert sheet is not None
+    assert sheet.std() > 10
+    assert not (output / "only_b.png").exists()
+
+
+def test_a_run_goes_by_path_key_or_mlflow_id(tmp_path: Path) -> None:
+    folder = store_run(tmp_path, "abc123" + "0" * 10, [0, 0, 0, 0])
+    tracker = Tracker(str(tmp_path), "study")
+    run_id = tracker.run("abc123" + "0" * 10, "trial")
+    tracker.finish(run_id, "FINISHED")
+    for name in (folder, f"{folder}/predictions.parquet", "abc123", run_id):
+        assert find_predictions(name, str(tmp_path)).uri == f"{folder}/predictions.parquet"
+    store_run(tmp_path, "abc123" + "1" * 10, [0, 0, 0, 0])
+    with pytest.raises(KinemaError, match="beginning of several runs"):
+        find_predictions("abc123", str(tmp_path))
+    with pytest.raises(KinemaError, match="no run 'nothing'"):
+        find_predictions("nothing", str(tmp_path))
+    with pytest.raises(KinemaError, match="does not exist"):
+        find_predictions(f"{tmp_path}/absent.parquet", str(tmp_path))
+
+
+def test_thumbnails_need_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (store_run(tmp_path, key * 16, [0, 0, 0, 1]) for key in "ab")
+    compare_runs(CompareConfig(run_a=a, run_b=b, output=str(tmp_path / "out")))
+    assert "give manifest=" in capsys.readouterr().out
+
+
+def test_verbs_and_nouns_are_combined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verb = store_run(tmp_path, "a" * 16, [0, 0, 0, 1])
+    noun = store_run(tmp_path, "b" * 16, [0, 1, 2, 0])
+    combine_epic(EpicConfig(verb_run=verb, noun_run=noun))
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["verb"].startswith("75.0%")
+    assert lines["noun"].startswith("50.0%")
+    assert lines["action"].startswith("25.0%")
