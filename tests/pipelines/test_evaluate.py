@@ -19,8 +19,7 @@ from kinema.config import load
 from kinema.errors import ConfigError, KinemaError
 from kinema.models.classifier import Classifier, PlainHead
 from kinema.models.weights import save_weights
-from kinema.pipelines.evaluate import EvaluateExperiment, Tested, text_of
-from kinema.pipelines.evaluate import test as run_test
+from kinema.pipelines.evaluate import EvaluateExperiment, Judged, evaluate_prepared, text_of
 from kinema.pipelines.prepare import Prepared
 from kinema.video.manifest import Manifest
 from kinema.video.synthetic import SyntheticConfig, make
@@ -52,7 +51,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-def run(clips: str, classifier: str, root: Path, *overrides: str) -> Tested:
+def run(clips: str, classifier: str, root: Path, *overrides: str) -> Judged:
     experiment = load(
         EvaluateExperiment,
         BASE,
@@ -66,14 +65,14 @@ def run(clips: str, classifier: str, root: Path, *overrides: str) -> Tested:
             *overrides,
         ],
     ).resolved()
-    return run_test(experiment, Prepared(clips, Manifest.read(clips)))
+    return evaluate_prepared(experiment, Prepared(clips, Manifest.read(clips)))
 
 
-def rows(tested: Tested) -> dict[str, dict[str, Any]]:
+def rows(tested: Judged) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in tested.evaluation.predictions.to_pylist()}
 
 
-def check_same(one: Tested, other: Tested) -> None:
+def check_same(one: Judged, other: Judged) -> None:
     """Each video once, and the same numbers to the last bit."""
     assert len(one.evaluation.predictions) == NUM_VIDEOS
     assert rows(one).keys() == rows(other).keys()
@@ -84,7 +83,7 @@ def check_same(one: Tested, other: Tested) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(clips: str, classifier: str, cluster: None, tmp_path_factory: Any) -> Tested:
+def alone(clips: str, classifier: str, cluster: None, tmp_path_factory: Any) -> Judged:
     """The test on one worker."""
     return run(clips, classifier, tmp_path_factory.mktemp("alone"), "reading.num_cpus=1")
 
@@ -92,7 +91,7 @@ def alone(clips: str, classifier: str, cluster: None, tmp_path_factory: Any) -> 
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_number_of_workers_changes_nothing(
-    clips: str, classifier: str, alone: Tested, tmp_path: Path, workers: int
+    clips: str, classifier: str, alone: Judged, tmp_path: Path, workers: int
 ) -> None:
     tested = run(clips, classifier, tmp_path, f"reading.num_cpus={workers}")
     check_same(tested, alone)
@@ -114,7 +113,7 @@ def test_asking_again_reads_what_is_there(
 
 @pytest.mark.ray
 def test_a_killed_worker_costs_nothing(
-    clips: str, classifier: str, alone: Tested, tmp_path: Path
+    clips: str, classifier: str, alone: Judged, tmp_path: Path
 ) -> None:
     """SIGKILL to an actor and its child process once the first part is written."""
     killed: list[int] = []
@@ -147,7 +146,7 @@ def test_a_killed_worker_costs_nothing(
 
 @pytest.mark.ray
 def test_a_damaged_video_is_named_and_the_number_not_comparable(
-    clips: str, classifier: str, alone: Tested, tmp_path: Path
+    clips: str, classifier: str, alone: Judged, tmp_path: Path
 ) -> None:
     table = Manifest.read(clips).table
     damaged = table["id"][-1].as_py()

@@ -54,7 +54,7 @@ class EvaluateExperiment(Experiment):
 
 
 @dataclass(frozen=True)
-class Tested:
+class Judged:
     """What was tested, and what came out."""
 
     evaluation: Evaluation
@@ -75,12 +75,12 @@ def evaluate(experiment: EvaluateExperiment) -> int:
     connect()
     storage.check_writable(experiment.root)
     prepared = prepare([experiment])
-    tested = test(experiment, prepared)
+    tested = evaluate_prepared(experiment, prepared)
     print(text_of(tested))
     return 0 if tested.evaluation.comparable else 1
 
 
-def test(experiment: EvaluateExperiment, prepared: Prepared) -> Tested:
+def evaluate_prepared(experiment: EvaluateExperiment, prepared: Prepared) -> Judged:
     """The test alone: on the connected cluster, of a `resolved` experiment.
 
     Raises:
@@ -117,7 +117,7 @@ def test(experiment: EvaluateExperiment, prepared: Prepared) -> Tested:
     result |= {"checkpoint": checkpoint, "manifest": prepared.manifest_uri}
     _keep(evaluation, result, manifest, folder)
     _track(experiment, prepared, key, folder, result)
-    return Tested(evaluation, result, folder)
+    return Judged(evaluation, result, folder)
 
 
 def tested_entries(experiment: EvaluateExperiment, manifest: Manifest) -> tuple[str, list[Entry]]:
@@ -154,7 +154,7 @@ def logits_config(experiment: Experiment, checkpoint: str, num_classes: int) -> 
     )
 
 
-def text_of(tested: Tested) -> str:
+def text_of(tested: Judged) -> str:
     """What a reader should know, coverage first where it is not complete."""
     evaluation, result = tested.evaluation, tested.result
     lines = []
