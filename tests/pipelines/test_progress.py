@@ -45,7 +45,7 @@ def test_terminal_line_is_redrawn(now: list[float]) -> None:
             bar.advance()
     assert stream.getvalue().split("\r\x1b[2K") == [
         "",
-        "motion: 1/2  1/s  0:01 left",
+        "motion: 1/2",
         "motion: 2/2  1/s  0:00 left",
         "motion: 2/2 in 0:02\n",
     ]
@@ -57,6 +57,16 @@ def test_rate_is_that_of_the_last_things(now: list[float]) -> None:
         now[0] += 1.0 if step < 500 else 0.1
         bar.advance()
     assert "10/s  15:00 left" in bar.line(now[0])
+
+
+def test_what_starting_took_is_not_taken_for_the_rate(now: list[float]) -> None:
+    bar = Progress("motion", 11, io.StringIO())
+    now[0] = 60.0  # until the workers had started
+    bar.advance()
+    assert bar.line(now[0]) == "motion: 1/11"
+    now[0] = 61.0
+    bar.advance()
+    assert bar.line(now[0]) == "motion: 2/11  1/s  0:09 left"
 
 
 def test_nothing_to_do_says_nothing() -> None:

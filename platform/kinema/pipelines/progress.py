@@ -22,7 +22,7 @@ class Progress:
         self.done = self.failed = 0
         self._stream = stream or sys.stdout
         self._started = time.monotonic()
-        self._recent: deque[tuple[float, int]] = deque([(self._started, 0)], maxlen=WINDOW)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=WINDOW)
         self._shown = self._started
 
     def __enter__(self) -> Progress:
@@ -44,11 +44,15 @@ class Progress:
             self._write(self.line(now), last=False)
 
     def line(self, now: float) -> str:
-        """Count, rate over the last things, time left, failures."""
+        """Count, failures, and once there are two things to tell them by, rate and time left.
+
+        The first thing also waited for everything to start, so it tells neither.
+        """
         since, count = self._recent[0]
+        if self.done == count:
+            return self._counts()
         rate = (self.done - count) / max(now - since, 1e-9)
-        left = clock((self.total - self.done) / rate) if rate else "?"
-        return f"{self._counts()}  {rate:.3g}/s  {left} left"
+        return f"{self._counts()}  {rate:.3g}/s  {clock((self.total - self.done) / rate)} left"
 
     def _counts(self) -> str:
         return f"{self.name}: {self.done}/{self.total}" + (
