@@ -38,6 +38,8 @@ CHECK_SCHEMA = pa.schema(
 )
 
 _LONGEST_SHOWN = 90
+_EDGE = 1e-6
+"""Seconds; what floats may add to a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Tolerance:
 
     def exceeded(self, measured_s: float, claimed_s: float) -> bool:
         """Whether a length in seconds differs by more."""
-        return abs(measured_s - claimed_s) > max(self.seconds, self.share * claimed_s)
+        return abs(measured_s - claimed_s) > max(self.seconds, self.share * claimed_s) + _EDGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ def _overlaps(parts: Sequence[_Part]) -> Iterator[Check]:
             same = first.get((split, part.span))
             other = same or reaching
             kind: Kind = "leak" if split != part.split else "duplicate" if same else "overlap"
-            what = "shows the same as" if same else "shows some of the frames of"
+            what = "shows the very frames of" if same else "shows some of the frames of"
             yield Check(kind, part.id, part.path, part.split, f"{what} {other.id} ({split})")
         first.setdefault((part.split, part.span), part)
         reached = furthest.setdefault(part.split, part)

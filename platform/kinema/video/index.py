@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -67,16 +68,17 @@ def index(config: IndexConfig) -> int:
     """
     listing = config.dataset.read()
     _require_ids(listing)
+    _require_names(listing)
     checks = find_missing(listing.sources)
     _require_files(listing, checks)
-    # Missing files are found in seconds; decoding the others may take hours.
-    _accept_failures(config, checks, listing)
+    # Missing files are found in seconds; opening the others may take hours.
+    _accept_failures(config, checks, listing, "missing; none was opened yet")
     absent = {check.id for check in checks}
     present = [source for source in listing.sources if source.id not in absent]
     table, failures = measure(present, config.num_threads, config.decode_all)
     checks += [Check("unreadable", *row.values()) for row in failures.to_pylist()]
     checks += find_doubtful(present, table, listing.classes, config.tolerance)
-    _accept_failures(config, checks, listing)
+    _accept_failures(config, checks, listing, "missing or unreadable")
     _report(config, checks)
     _accept_leaks(config, checks)
     if listing.classes is not None:
@@ -100,6 +102,17 @@ def _require_ids(listing: Listing) -> None:
         splits[source.id] = source.split
 
 
+def _require_names(listing: Listing) -> None:
+    """Two forms of one name would be two classes."""
+    first: dict[str, str] = {}
+    for name in listing.classes or ():
+        form = unicodedata.normalize("NFC", name)
+        if form in first:
+            how = "there twice" if first[form] == name else "written in two forms of Unicode"
+            raise ManifestError(f"class {name!r} is {how}; give every class one name of its own")
+        first[form] = name
+
+
 def _require_files(listing: Listing, missing: Sequence[Check]) -> None:
     """A wrong root is one error and not one per video."""
     for split in SPLITS:
@@ -113,17 +126,17 @@ def _require_files(listing: Listing, missing: Sequence[Check]) -> None:
             )
 
 
-def _accept_failures(config: IndexConfig, checks: Sequence[Check], listing: Listing) -> None:
-    counts = {kind: sum(check.kind == kind for check in checks) for kind in UNUSABLE}
-    count, total = sum(counts.values()), len(listing.sources)
+def _accept_failures(
+    config: IndexConfig, checks: Sequence[Check], listing: Listing, what: str
+) -> None:
+    unusable = [check for check in checks if check.kind in UNUSABLE]
+    count, total = len(unusable), len(listing.sources)
     if count <= config.max_failure_ratio * total:
         return
     _report(config, checks)
-    first = next(check for check in checks if check.kind in UNUSABLE)
     raise ManifestError(
-        f"{count} of {total} videos are unusable, {counts['missing']} missing and"
-        f" {counts['unreadable']} unreadable, listed in {_beside(config, 'failures')}; the first"
-        f" is {first.path}: {first.detail}. Mend them, or set"
+        f"{count} of {total} videos are {what}; listed in {_beside(config, 'failures')};"
+        f" the first is {unusable[0].path}: {unusable[0].detail}. Mend them, or set"
         f" max_failure_ratio={count / total + 5e-4:.3f}"
     )
 

@@ -28,9 +28,9 @@ class Places:
         Raises:
             ManifestError: it was listed before; names both places.
         """
-        first = self._first.setdefault(name, where)
-        if first is not where:
-            raise ManifestError(f"{where}: {name!r} is listed already in {first}")
+        if name in self._first:
+            raise ManifestError(f"{where}: {name!r} is listed already in {self._first[name]}")
+        self._first[name] = where
 
 
 def read_csv(file: str, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
@@ -44,25 +44,24 @@ def read_csv(file: str, columns: Sequence[str]) -> list[tuple[str, dict[str, str
         ManifestError: a column is missing or a field of it empty, a row has more or fewer fields
             than the header, quotes are not closed, or there are no rows.
     """
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
+    records = _records(file)
+    start, header = next(records, (f"{file}:1", []))
+    absent = [column for column in columns if column not in header]
+    if absent:
+        raise ManifestError(
+            f"{start}: no column {', '.join(map(repr, absent))}; it has {', '.join(header)}"
+        )
     rows = []
-    try:
-        known = list(reader.fieldnames or ())
-        absent = [column for column in columns if column not in known]
-        if absent and known:
+    for where, fields in records:
+        if len(fields) != len(header):
             raise ManifestError(
-                f"{file}:1: no column {', '.join(map(repr, absent))}; it has {', '.join(known)}"
+                f"{where}: not the {len(header)} fields of the header, but {len(fields)}"
             )
-        for row in reader:
-            where = f"{file}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise ManifestError(f"{where}: not the {len(known)} fields of the header")
-            empty = [column for column in columns if not row[column].strip()]
-            if empty:
-                raise ManifestError(f"{where}: no {empty[0]}")
-            rows.append((where, row))
-    except csv.Error as error:
-        raise ManifestError(f"{file}:{reader.line_num}: {error}") from error
+        row = dict(zip(header, fields, strict=True))
+        empty = [column for column in columns if not row[column].strip()]
+        if empty:
+            raise ManifestError(f"{where}: no {empty[0]}")
+        rows.append((where, row))
     if not rows:
         raise ManifestError(f"{file}: lists no videos")
     return rows
@@ -149,6 +148,21 @@ def check_pattern(pattern: str, example: Mapping[str, object]) -> None:
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         fields = ", ".join(f"{{{name}}}" for name in example)
         raise ValueError(f"pattern {pattern!r} is not a path made of {fields}: {error}") from error
+
+
+def _records(file: str) -> Iterator[tuple[str, list[str]]]:
+    """Records that are not blank, each with the line it begins on."""
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    while True:
+        where = f"{file}:{reader.line_num + 1}"
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise ManifestError(f"{where}: {error}") from error
+        if fields is None:
+            return
+        if fields:
+            yield where, fields
 
 
 def _parse(file: str, text: str) -> Any:

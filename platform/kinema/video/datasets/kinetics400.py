@@ -50,6 +50,11 @@ class Kinetics400(DatasetRule):
         check_pattern(self.pattern, _EXAMPLE)
         return self
 
+    @property
+    def _names_class(self) -> bool:
+        """Whether the path of a clip tells its class."""
+        return self.class_folders or "{label" in self.pattern
+
     def read(self) -> Listing:
         """All clips of the CSV files, or those of the subset's classes, numbered anew."""
         rows = [row for file in self.annotations for row in read_csv(file, _COLUMNS)]
@@ -94,7 +99,7 @@ class Kinetics400(DatasetRule):
         if row["split"] not in _SPLITS:
             raise ManifestError(f"{where}: split {row['split']!r} is none of {', '.join(_SPLITS)}")
         split, written = _SPLITS[row["split"]], row.get("label") or None
-        if written is None and split != "test":
+        if written is None and (split != "test" or self._names_class):
             raise ManifestError(f"{where}: no label")
         label = None if written is None else labels[written]
         start, end = (whole_number(row[key], key, where) for key in ("time_start", "time_end"))

@@ -42,13 +42,12 @@ class Table(DatasetRule):
     def read(self) -> Listing:
         """As `from_table`, with the classes that a manifest defines."""
         sources = from_table(self.source, self.root)
+        classes: tuple[str, ...] | None = None
         if self.classes is not None:
-            classes: tuple[str, ...] | None = tuple(read_names(self.classes))
-            sources = named(sources, classes or ())
-        else:
-            classes = (
-                None if _is_csv(self.source) else read_classes(storage.read_table(self.source))
-            )
+            classes = tuple(read_names(self.classes))
+            sources = named(sources, classes)
+        elif not _is_csv(self.source):
+            classes = read_classes(storage.read_table(self.source, ["path"]))
         sources = sources if self.group is None else grouped(sources, self.group)
         root = folder_of(self.source) if self.root is None else storage.absolute(self.root)
         return Listing(sources, classes, {"dataset.root": root})
