@@ -76,7 +76,10 @@ def index(config: IndexConfig) -> int:
     absent = {check.id for check in checks}
     present = [source for source in listing.sources if source.id not in absent]
     table, failures = measure(present, config.num_threads, config.decode_all)
-    checks += [Check("unreadable", *row.values()) for row in failures.to_pylist()]
+    checks += [
+        Check("unreadable", row["id"], row["path"], row["split"], row["why"])
+        for row in failures.to_pylist()
+    ]
     checks += find_doubtful(present, table, listing.classes, config.tolerance)
     _accept_failures(config, checks, listing, "missing or unreadable")
     _report(config, checks)
