@@ -42,12 +42,12 @@ class Lists(DatasetRule):
 
     name: Literal["list"] = "list"
     lists: dict[Split, str] = Field(
-        min_length=1, description="list file by split: lists.train=FILE"
+        min_length=1, description="list file by split: dataset.lists.train=FILE"
     )
     layout: Layout = Field(
         "path_label",
-        description="fields of a line, the last ones first: VideoMAE's 'path label'; V2's 'path 0"
-        " -1' (a video without a label) or 'folder start total'; or 'folder total label'",
+        description="fields of a line: VideoMAE's 'path label'; V2's lines without a label, 'path 0"
+        " -1' and 'folder start total'; or 'folder total label'",
     )
     root: str | None = Field(
         None, description="where relative paths start; null = the folder of each list"
