@@ -13,7 +13,7 @@ from kinema.errors import ConfigError
 
 CONFIGURED = [job for job in JOBS if job != "demo.py"]  # which hands its arguments on
 REQUIRED = {
-    "index_videos.py": ["format=folders", "source=videos", "output=x.parquet"],
+    "index_videos.py": ["dataset.name=folders", "dataset.source=videos", "output=x.parquet"],
     "convert_weights.py": ["source=a.safetensors", "output=b.safetensors"],
 }
 WITHOUT_SEED = {*REQUIRED, "prepare_videos.py", "report_videos.py"}

@@ -53,6 +53,13 @@ def test_json_and_tables_come_back(root: str) -> None:
     assert storage.read_table(storage.join(root, "x.parquet"), ["score"]).column_names == ["score"]
 
 
+def test_names_are_those_directly_inside(root: str) -> None:
+    for name in ("a.json", "b/two.json", "caf\u00e9 [1].txt"):
+        storage.write_bytes(storage.join(root, "names", name), b"")
+    assert storage.list_names(storage.join(root, "names")) == {"a.json", "b", "caf\u00e9 [1].txt"}
+    assert storage.list_names(storage.join(root, "nowhere")) == set()
+
+
 def test_list_files_is_recursive_sorted_and_openable(root: str) -> None:
     for name in ("b/two.json", "a/one.json", "three.json", "a/other.txt"):
         storage.write_bytes(storage.join(root, name), name.encode())

@@ -87,6 +87,15 @@ def list_files(root: str, suffix: str = "") -> list[str]:
     )
 
 
+def list_names(folder: str) -> set[str]:
+    """Names of the files and folders directly inside a folder; none without the folder."""
+    filesystem, path = _resolve(folder)
+    selector = fs.FileSelector(path, allow_not_found=True)
+    with _explained(folder, "list"):
+        infos = filesystem.get_file_info(selector)
+    return {info.base_name for info in infos if info.type != fs.FileType.NotFound}
+
+
 def remove(uri: str) -> None:
     """Remove a file, or a folder with all in it; nothing happens when it is not there."""
     filesystem, path = _resolve(uri)

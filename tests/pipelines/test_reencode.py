@@ -24,6 +24,7 @@ from kinema.pipelines.videos import (
 )
 from kinema.video.decode import iterate_vectors, probe
 from kinema.video.manifest import Manifest
+from kinema.video.rows import with_classes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 
@@ -56,6 +57,7 @@ def test_a_data_set_is_re_encoded_once_and_what_changed_again(tmp_path: Path) ->
         end_s=pa.array([None, None, 0.9]),
         mine=pa.array([7, 8, 9]),
     )
+    storage.write_table(uri, with_classes(storage.read_table(uri), ["right", "never seen"]))
     out = tmp_path / "out"
     config = ReencodeConfig(data={"manifest": uri}, output=str(out), encode={"short_side": 64})
     made = Manifest.read(reencode_videos(config))
@@ -63,6 +65,7 @@ def test_a_data_set_is_re_encoded_once_and_what_changed_again(tmp_path: Path) ->
         str(out / "videos" / name) for name in ("x/a.mp4", "x/b.avi.mp4", "c.mp4")
     ]
     assert made.table["mine"].to_pylist() == [7, 8, 9]
+    assert made.classes == ("right", "never seen")
     assert made.table["num_frames"].to_pylist() == [12, 12, 6]
     assert made.table["start_s"].to_pylist() == [None] * 3
     for row in made.table.to_pylist():

@@ -1,184 +1,19 @@
-"""From lists, folders and tables to a checked manifest; every mistake is named."""
+"""A manifest is checked, keeps what it is given, and names what decides a run."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import av
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
+from tiny_videos import write
 
 from kinema import storage
 from kinema.errors import ManifestError
-from kinema.video.manifest import (
-    SCHEMA,
-    Entry,
-    IndexConfig,
-    Manifest,
-    from_folders,
-    from_list,
-    index,
-    probe,
-)
-from kinema.video.rows import trimmed
-from kinema.video.sources import from_table, grouped, named
-
-REAL_DATA = Path(
-    os.environ.get("KINEMA_REAL_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
-
-
-def write_video(path: Path, num_frames: int = 10, value: int = 100) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for index in range(num_frames):
-            pixels = np.full((48, 64, 3), value + index, dtype=np.uint8)
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        output.mux(stream.encode())
-    return path
-
-
-@pytest.fixture(scope="module")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes, two splits; one name twice, one name with everything that needs care."""
-    root = tmp_path_factory.mktemp("data")
-    for number, name in enumerate(
-        [
-            "train/jump/a.mp4",
-            "train/jump/S1 (b) [1], 'x'.mp4",
-            "train/run/a.mp4",
-            "test/run/S2_c.mp4",
-            "test/jump/d.mp4",
-        ]
-    ):
-        write_video(root / name, value=20 * number + 10)
-    return root
-
-
-def write(path: Path, text: str | bytes) -> str:
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return str(path)
-
-
-def test_lists_take_paths_with_spaces_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
-    text = "\ufeffa/x y.mp4 0\r\n\r\n  b\\z\u2028.mp4\t 12 \r\n/abs/c.mp4 3"
-    found = from_list(write(tmp_path / "l.csv", text), "/data", "train")
-    assert [source.path for source in found] == [
-        "/data/a/x y.mp4",
-        "/data/b\\z\u2028.mp4",
-        "/abs/c.mp4",
-    ]
-    assert [source.id for source in found] == ["a/x y.mp4", "b\\z\u2028.mp4", "abs/c.mp4"]
-    assert [source.label for source in found] == [0, 12, 3]
-    beside = from_list(write(tmp_path / "l.csv", "v/a.mp4 0\n"), None, "test")[0]
-    assert beside.path == str(tmp_path / "v/a.mp4")
-
-
-def test_an_id_is_the_same_however_the_path_is_written(tmp_path: Path) -> None:
-    for path in ("v/a.mp4", "./v/a.mp4", "v//a.mp4", "v/w/../a.mp4", "/data/v/a.mp4"):
-        assert from_list(write(tmp_path / "l", f"{path} 0"), "/data", "train")[0].id == "v/a.mp4"
-    remote = from_list(write(tmp_path / "l", "v/a.mp4 0"), "s3://bucket/root", "train")[0]
-    assert (remote.id, remote.path) == ("v/a.mp4", "s3://bucket/root/v/a.mp4")
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("a.mp4 0\n\na.mp4\n", ":3: expected 'path label', got 'a.mp4'"),
-        ("a.mp4,0\n", ":1: expected 'path label'"),
-        ("a.mp4 run\n", ":1: label 'run' is not a whole number"),
-        ("a.mp4 0\nb.mp4 -1\n", ":2: label '-1' is not a whole number"),
-        ("a.mp4 1.0\n", ":1: label '1.0'"),
-        ("a.mp4 0\nb.mp4 0\n./a.mp4 1\n", ":3: './a.mp4' is listed already in line 1"),
-        ("../a.mp4 0\n", ":1: '../a.mp4' leads out of the root"),
-        ("\n\n", "lists no videos"),
-        (b"\xff\xfea\x00", "is not UTF-8 text"),
-    ],
-)
-def test_malformed_lists_name_file_and_line(tmp_path: Path, text: str | bytes, why: str) -> None:
-    file = write(tmp_path / "list.csv", text)
-    with pytest.raises(ManifestError) as caught:
-        from_list(file, "/data", "train")
-    assert str(caught.value).startswith(file)
-    assert why in str(caught.value)
-
-
-def test_folders_give_splits_and_classes(data_set: Path) -> None:
-    found = {source.id: source for source in from_folders(str(data_set))}
-    assert len(found) == 5
-    assert found["train/jump/a.mp4"].label == found["test/jump/d.mp4"].label == 0
-    assert found["train/run/a.mp4"].label_name == "run"
-    assert found["train/run/a.mp4"].label == 1
-    assert found["test/run/S2_c.mp4"].split == "test"
-    only_train = from_folders(str(data_set / "train"))
-    assert {source.split for source in only_train} == {"train"}
-    assert {source.id for source in only_train} >= {"jump/a.mp4", "run/a.mp4"}
-    renamed = from_folders(str(data_set), {"train": "train", "test": "validation"})
-    assert {source.split for source in renamed} == {"train", "validation"}
-
-
-def test_folders_of_images_are_videos(tmp_path: Path) -> None:
-    for name in ("run/clip 1/1.jpg", "run/clip 1/2.jpg", "jump/clip/0001.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = from_folders(str(tmp_path))
-    assert [(s.id, s.label_name) for s in found] == [("jump/clip", "jump"), ("run/clip 1", "run")]
-
-
-def test_folders_that_do_not_fit_are_named(tmp_path: Path, data_set: Path) -> None:
-    with pytest.raises(ManifestError, match="no videos under"):
-        from_folders(str(tmp_path))
-    (tmp_path / "train/run").mkdir(parents=True)
-    (tmp_path / "train/run/a.mp4").touch()
-    (tmp_path / "train/loose.mp4").touch()
-    with pytest.raises(ManifestError, match=r"1 of 2 videos .* such as train/loose\.mp4"):
-        from_folders(str(tmp_path))
-    with pytest.raises(ManifestError, match=r"no videos under .*/dev"):
-        from_folders(str(data_set), {"train": "train", "test": "test", "dev": "validation"})
-
-
-def test_tables_keep_ids_groups_and_trimming(tmp_path: Path) -> None:
-    text = "id,path,split,label,group,start_s,end_s\nx,a.mp4,train,0,S1,0.5,\n,b.mp4,test,,,,2\n"
-    found = from_table(write(tmp_path / "t.csv", text), "/data")
-    assert [(s.id, s.path, s.group, s.start_s, s.end_s, s.label) for s in found] == [
-        ("x", "/data/a.mp4", "S1", 0.5, None, 0),
-        ("b.mp4", "/data/b.mp4", None, None, 2.0, None),
-    ]
-    rows = pa.table({"path": ["a.mp4"], "split": ["train"], "label": pa.array([3], pa.int64())})
-    storage.write_table(str(tmp_path / "t.parquet"), rows)
-    assert from_table(str(tmp_path / "t.parquet"), "/data")[0].label == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("path,label\na.mp4,0\n", "no column 'split'"),
-        ("path,split\na.mp4,dev\n", "row 2: split 'dev' is none of"),
-        ("path,split,label\na.mp4,train,0\nb.mp4,train,x\n", "row 3: label 'x' is not a number"),
-        ("path,split,label\na.mp4,train,-1\n", "row 2: label '-1' is not a whole number"),
-        ("path,split\n,train\n", "row 2: no path"),
-    ],
-)
-def test_malformed_tables_name_row_and_column(tmp_path: Path, text: str, why: str) -> None:
-    with pytest.raises(ManifestError, match=why):
-        from_table(write(tmp_path / "t.csv", text), None)
-
-
-def test_names_and_groups(tmp_path: Path) -> None:
-    found = from_list(write(tmp_path / "l", "S1_a.mp4 0\nS2_b.mp4 1\n"), "/d", "train")
-    assert [s.label_name for s in named(found, ["run", "jump"])] == ["run", "jump"]
-    with pytest.raises(ManifestError, match="label 1 has no name"):
-        named(found, ["run"])
-    assert [s.group for s in grouped(found, r"(S\d)_")] == ["S1", "S2"]
-    assert [s.group for s in grouped(found, r"S\d")] == ["S1", "S2"]
-    with pytest.raises(ManifestError, match=r"matches nothing in 'S1_a\.mp4'"):
-        grouped(found, r"P\d")
+from kinema.video.datasets.lists import from_list
+from kinema.video.datasets.table import from_table
+from kinema.video.manifest import SCHEMA, Entry, Manifest, probe
+from kinema.video.rows import CLASSES_KEY, trimmed, with_classes
 
 
 def test_probing_measures_and_reports_failures(tmp_path: Path, data_set: Path) -> None:
@@ -308,89 +143,48 @@ def test_digest_follows_what_decides_a_run_and_not_where_files_lie() -> None:
         assert Manifest(table(**changed)).digest != plain
 
 
-def test_index_writes_manifest_and_failures(
-    tmp_path: Path, data_set: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "m.parquet"
-    config = IndexConfig(format="folders", source=str(data_set), output=str(output))
-    assert index(config) == 0
-    manifest = Manifest.read(str(output))
-    assert len(manifest) == 5
-    assert "3 train, 2 test" in capsys.readouterr().out
-    assert pq.read_table(tmp_path / "m.failures.parquet").num_rows == 0
-    again = IndexConfig(format="manifest", source=str(output), output=str(tmp_path / "n.parquet"))
-    assert index(again) == 0
-    assert Manifest.read(str(tmp_path / "n.parquet")).digest == manifest.digest
+def defining(names: list[str], **columns: list[object]) -> pa.Table:
+    return with_classes(table(**columns), names)
 
 
-def test_index_of_lists_takes_names_groups_and_few_failures(tmp_path: Path, data_set: Path) -> None:
-    train = write(tmp_path / "train.csv", "train/jump/a.mp4 1\ntrain/run/a.mp4 0\n")
-    test = write(tmp_path / "test.csv", "test/run/S2_c.mp4 0\ntest/run/gone.mp4 0\n")
-    settings = {
-        "format": "list",
-        "lists": {"train": train, "test": test},
-        "root": str(data_set),
-        "classes": write(tmp_path / "names.txt", "run\njump\n"),
-        "group": r"(\w+)/",
-        "output": str(tmp_path / "m.parquet"),
-    }
-    with pytest.raises(ManifestError, match=r"1 of 4 videos .*gone\.mp4: does not exist") as caught:
-        index(IndexConfig(**settings))
-    assert "max_failure_ratio=0.25" in str(caught.value)
-    assert not (tmp_path / "m.parquet").exists()
-    assert pq.read_table(tmp_path / "m.failures.parquet")["id"].to_pylist() == ["test/run/gone.mp4"]
-    assert index(IndexConfig(**settings, max_failure_ratio=0.3)) == 0
-    rows = pq.read_table(tmp_path / "m.parquet").to_pylist()
-    assert [row["label_name"] for row in rows] == ["jump", "run", "run"]
-    assert [row["group"] for row in rows] == ["train", "train", "test"]
+def test_defined_classes_are_kept_and_counted(tmp_path: Path) -> None:
+    names = ["run", "caf\u00e9", "swim", "never seen"]
+    made = Manifest(defining(names, label=[0, 2, None], split=["train", "test", "train"]))
+    made.write(str(tmp_path / "m.parquet"))
+    read = Manifest.read(str(tmp_path / "m.parquet"))
+    for manifest in (read, read.select("train"), read.select("validation")):
+        assert manifest.classes == tuple(names)
+        assert manifest.num_classes == 4
+    assert read.digest == made.digest
+    assert Manifest(table(label=[0, 1])).classes is None
 
 
-def test_a_video_in_two_splits_is_refused(tmp_path: Path, data_set: Path) -> None:
-    lists = {split: write(tmp_path / split, "train/jump/a.mp4 0\n") for split in ("train", "test")}
-    config = IndexConfig(
-        format="list", lists=lists, root=str(data_set), output=str(tmp_path / "m.parquet")
-    )
-    with pytest.raises(ManifestError, match=r"train/jump/a\.mp4' \(in test, train\)"):
-        index(config)
-
-
-def test_a_wrong_root_is_one_error(tmp_path: Path, data_set: Path) -> None:
-    lists = {"train": write(tmp_path / "l", "a.mp4 0\nb.mp4 0\n")}
-    config = IndexConfig(
-        format="list", lists=lists, root=str(data_set), output=str(tmp_path / "m.parquet")
-    )
-    with pytest.raises(ManifestError, match="none of the 2 videos of split 'train'") as caught:
-        index(config)
-    assert f"searched under {data_set}" in str(caught.value)
+def test_the_digest_follows_the_number_of_classes_where_the_rows_do_not_tell_it() -> None:
+    plain = Manifest(table(label=[0, 1]))
+    assert plain.digest == "c512bc1c6467d4f9"
+    assert Manifest(defining(["a", "b"], label=[0, 1])).digest == plain.digest
+    more = Manifest(defining(["a", "b", "c"], label=[0, 1])).digest
+    assert more != plain.digest
+    assert Manifest(defining(["x", "y", "z"], label=[0, 1])).digest == more
 
 
 @pytest.mark.parametrize(
-    ("settings", "why"),
+    ("names", "columns", "why"),
     [
-        ({"format": "list"}, "needs lists.train=FILE"),
-        ({"format": "folders"}, "needs source="),
-        ({"format": "list", "lists": {"dev": "x"}}, "lists"),
+        (["a"], {"label": [0, 1]}, "label 1 is none of the 1 classes"),
+        (["a"], {"label": [-1]}, "label -1 is none of the 1 classes"),
+        (["a", "b"], {"label": [1], "label_name": ["a"]}, "label 1 is called 'a'.* as 'b'"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], why: str) -> None:
-    with pytest.raises(ValidationError, match=why):
-        IndexConfig(**settings, output="m.parquet")
+def test_labels_that_are_no_class_are_refused(
+    names: list[str], columns: dict[str, list[object]], why: str
+) -> None:
+    with pytest.raises(ManifestError, match=why):
+        Manifest(defining(names, **columns))
 
 
-@pytest.mark.real
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real data in {REAL_DATA}")
-def test_the_gesture_lists_index(tmp_path: Path) -> None:
-    folder = REAL_DATA / "iri_gesture"
-    config = IndexConfig(
-        format="list",
-        lists={"train": str(folder / "train.csv"), "test": str(folder / "test.csv")},
-        classes=str(folder / "classes.txt"),
-        group=r"(S\d)_",
-        output=str(tmp_path / "m.parquet"),
-        decode_all=False,
-    )
-    assert index(config) == 0
-    manifest = Manifest.read(str(tmp_path / "m.parquet"))
-    assert (len(manifest.select("train")), len(manifest.select("test"))) == (225, 90)
-    assert manifest.num_classes == 15
-    assert set(manifest.select("test").table["group"].to_pylist()) == {"S6", "S7"}
+@pytest.mark.parametrize("text", [b"run, jump", b'{"run": 0}', b"[1]"])
+def test_damaged_class_names_are_named(text: bytes) -> None:
+    damaged = table(label=[0]).replace_schema_metadata({CLASSES_KEY: text})
+    with pytest.raises(ManifestError, match=r"kinema\.classes is not a JSON list of names"):
+        Manifest(damaged)

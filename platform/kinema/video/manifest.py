@@ -5,42 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, PositiveInt, model_validator
 
 from kinema import storage
-from kinema.config import Config, fingerprint
+from kinema.config import fingerprint
 from kinema.errors import ManifestError
 from kinema.video.measure import measure
-from kinema.video.rows import FAILURE_SCHEMA, SCHEMA, Entry
-from kinema.video.sources import (
-    SPLITS,
-    Source,
-    Split,
-    from_folders,
-    from_list,
-    from_table,
-    grouped,
-    named,
-    read_names,
-)
+from kinema.video.rows import FAILURE_SCHEMA, SCHEMA, Entry, read_classes
+from kinema.video.sources import SPLITS, Source
 
-__all__ = [
-    "FAILURE_SCHEMA",
-    "SCHEMA",
-    "Entry",
-    "IndexConfig",
-    "Manifest",
-    "from_folders",
-    "from_list",
-    "from_table",
-    "index",
-    "probe",
-]
+__all__ = ["FAILURE_SCHEMA", "SCHEMA", "Entry", "Manifest", "probe"]
 
 _NULLABLE = {"label", "label_name", "group", "start_s", "end_s"}
 _IDENTITY = ["id", "split", "label", "group", "start_s", "end_s", "num_frames", "fps", "digest"]
@@ -51,19 +28,28 @@ class Manifest:
     """A checked table of videos. Rows keep their order, which is part of what a run computes.
 
     Args:
-        table: columns of `SCHEMA`, and any others.
+        table: columns of `SCHEMA`, and any others; the metadata of its schema may define classes,
+            see `rows.with_classes`.
         is_part: a selection, in which labels may have gaps.
+
+    Attributes:
+        table: the same, its columns in the order of `SCHEMA`.
+        classes: names of the classes that are defined, by label; None = those that have videos.
 
     Raises:
         ManifestError: a column is missing or of the wrong type, an id is there twice, a split is
-            unknown, or a label between 0 and the largest has no video.
+            unknown, a label is none of the defined classes, or, where none are defined, a label
+            between 0 and the largest has no video.
     """
 
     def __init__(self, table: pa.Table, is_part: bool = False) -> None:
         self.table = _conform(table)
+        self.classes = read_classes(self.table)
         _check_ids(self.table)
         _check_splits(self.table)
-        if not is_part:
+        if self.classes is not None:
+            _check_classes(self.table, self.classes)
+        elif not is_part:
             _check_labels(self.table)
 
     @classmethod
@@ -90,20 +76,30 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """Names the rows, wherever their files lie."""
-        return fingerprint(self.table.select(_IDENTITY).to_pydict())
+        """Names the rows, and the number of classes where they do not tell it."""
+        rows = self.table.select(_IDENTITY).to_pydict()
+        defined = None if self.classes is None else len(self.classes)
+        more = () if defined is None or defined == self._num_used else (defined,)
+        return fingerprint(rows, *more)
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest label.
+        """The number of defined classes; where none are defined, one more than the largest label.
 
         Raises:
-            ManifestError: no row has a label.
+            ManifestError: none are defined and no row has a label.
         """
-        high = pc.max(self.table["label"]).as_py()
-        if high is None:
+        if self.classes is not None:
+            return len(self.classes)
+        if self._num_used == 0:
             raise ManifestError("no video of the manifest has a label")
-        return int(high) + 1
+        return self._num_used
+
+    @property
+    def _num_used(self) -> int:
+        """One more than the largest label."""
+        high = pc.max(self.table["label"]).as_py()
+        return 0 if high is None else int(high) + 1
 
     def select(self, split: str) -> Manifest:
         """The rows of one split."""
@@ -135,103 +131,6 @@ def probe(
     return Manifest(table), failures
 
 
-class IndexConfig(Config):
-    """What to index, and where the manifest goes."""
-
-    format: Literal["list", "folders", "manifest"] = Field(
-        description="VideoMAE lists (`path label`), class folders, or a Parquet or CSV table"
-    )
-    source: str | None = Field(None, description="root of the class folders, or the table")
-    lists: dict[Split, str] = Field({}, description="list file by split, for format=list")
-    root: str | None = Field(
-        None, description="where relative paths of lists and tables start; default their folder"
-    )
-    splits: dict[str, Split] | None = Field(
-        None,
-        description="split by folder for format=folders ('.' is the source itself); default: the"
-        " folders train, val, validation and test, or everything is train",
-    )
-    classes: str | None = Field(None, description="file of class names in the order of labels")
-    group: str | None = Field(
-        None, description="regular expression on the relative path that gives the group: '(S\\d)_'"
-    )
-    output: str = Field(description="Parquet file to write, path or URI")
-    decode_all: bool = Field(
-        True, description="decode every frame to find damage; false trusts the packets"
-    )
-    num_threads: PositiveInt | None = Field(None, description="files at once; default: all cores")
-    max_failure_ratio: float = Field(
-        0.0, ge=0, le=1, description="share of unusable videos that is accepted"
-    )
-
-    @model_validator(mode="after")
-    def _fits_format(self) -> IndexConfig:
-        if self.format == "list" and not self.lists:
-            raise ValueError("format=list needs lists.train=FILE, lists.test=FILE ...")
-        if self.format != "list" and self.source is None:
-            raise ValueError(f"format={self.format} needs source=...")
-        return self
-
-
-def index(config: IndexConfig) -> int:
-    """Write the manifest `config.output` and, beside it, a table of the videos that are unusable.
-
-    Returns:
-        0, the exit status of a job.
-
-    Raises:
-        ManifestError: lists or folders are malformed, all files of a split are missing, or more
-            videos are unusable than `max_failure_ratio` allows. The table is written even so.
-    """
-    sources = _sources(config)
-    _require_files(sources, config)
-    table, failures = measure(sources, config.num_threads, config.decode_all)
-    failures_uri = f"{config.output.removesuffix('.parquet')}.failures.parquet"
-    storage.write_table(failures_uri, failures)
-    if failures.num_rows:
-        first = failures.slice(0, 1).to_pylist()[0]
-        print(f"{failures.num_rows} of {len(sources)} videos unusable, see {failures_uri}")
-        if failures.num_rows > config.max_failure_ratio * len(sources):
-            raise ManifestError(
-                f"{failures.num_rows} of {len(sources)} videos are unusable, listed in"
-                f" {failures_uri}; the first is {first['path']}: {first['why']}. Mend them, or"
-                f" set max_failure_ratio={failures.num_rows / len(sources) + 5e-4:.3f}"
-            )
-    manifest = Manifest(table)
-    manifest.write(config.output)
-    counts = {split: len(manifest.select(split)) for split in SPLITS}
-    shown = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
-    print(f"{config.output}: {shown}; digest {manifest.digest}")
-    return 0
-
-
-def _sources(config: IndexConfig) -> list[Source]:
-    if config.format == "list":
-        parts = [from_list(file, config.root, split) for split, file in config.lists.items()]
-        sources = [source for part in parts for source in part]
-    elif config.format == "folders":
-        sources = from_folders(str(config.source), config.splits)
-    else:
-        sources = from_table(str(config.source), config.root)
-    if config.classes is not None:
-        sources = named(sources, read_names(config.classes))
-    return sources if config.group is None else grouped(sources, config.group)
-
-
-def _require_files(sources: Sequence[Source], config: IndexConfig) -> None:
-    """A wrong root fails at once and once, not in every row."""
-    for split in SPLITS:
-        paths = [source.path for source in sources if source.split == split]
-        # The first that exists ends the search; a wrong root costs one look per file.
-        if paths and not any(storage.exists(path) for path in paths):
-            root = config.root or config.source or config.lists[split].rpartition("/")[0] or "."
-            raise ManifestError(
-                f"none of the {len(paths)} videos of split '{split}' exists; searched under"
-                f" {storage.absolute(root)}, for example {paths[0]}; set root= to where the"
-                " paths start"
-            )
-
-
 def _conform(table: pa.Table) -> pa.Table:
     """The columns of `SCHEMA` in its types and order, then the others."""
     missing = [name for name in SCHEMA.names if name not in table.column_names]
@@ -239,7 +138,8 @@ def _conform(table: pa.Table) -> pa.Table:
         raise ManifestError(f"columns are missing: {', '.join(missing)}")
     others = [name for name in table.column_names if name not in SCHEMA.names]
     table = table.select([*SCHEMA.names, *others])
-    target = pa.schema([*SCHEMA, *(table.schema.field(name) for name in others)])
+    extra = [table.schema.field(name) for name in others]
+    target = pa.schema([*SCHEMA, *extra], metadata=table.schema.metadata)
     try:
         table = table.cast(target)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -267,6 +167,22 @@ def _check_splits(table: pa.Table) -> None:
         raise ManifestError(
             f"splits {', '.join(sorted(map(repr, unknown)))} are none of {', '.join(SPLITS)}"
         )
+
+
+def _check_classes(table: pa.Table, classes: Sequence[str]) -> None:
+    used = table.group_by(["label", "label_name"]).aggregate([])
+    for pair in used.to_pylist():
+        label, name = pair["label"], pair["label_name"]
+        if label is None:
+            continue
+        if not 0 <= label < len(classes):
+            raise ManifestError(
+                f"label {label} is none of the {len(classes)} classes that the manifest defines"
+            )
+        if name is not None and name != classes[label]:
+            raise ManifestError(
+                f"label {label} is called {name!r}; the manifest defines it as {classes[label]!r}"
+            )
 
 
 def _check_labels(table: pa.Table) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+
+from kinema.errors import ManifestError
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +30,9 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of a manifest; more are allowed. `digest` is the SHA-256 of the video's bytes."""
+
+CLASSES_KEY = b"kinema.classes"
+"""In the metadata of a manifest's schema: JSON list of the names of all defined classes."""
 
 FAILURE_SCHEMA = pa.schema(
     [("id", pa.string()), ("path", pa.string()), ("split", pa.string()), ("why", pa.string())]
@@ -61,3 +68,27 @@ def trimmed(num_frames: int, fps: float, start_s: float | None, end_s: float | N
     first = 0 if start_s is None else math.floor(start_s * fps + _EDGE)
     stop = num_frames if end_s is None else math.ceil(end_s * fps - _EDGE)
     return range(max(first, 0), min(stop, num_frames))
+
+
+def read_classes(table: pa.Table) -> tuple[str, ...] | None:
+    """Names of the classes that a manifest's table defines, by label; None = it defines none.
+
+    Raises:
+        ManifestError: what is there is not a list of names.
+    """
+    text = (table.schema.metadata or {}).get(CLASSES_KEY)
+    if text is None:
+        return None
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ManifestError(f"metadata {CLASSES_KEY.decode()} is not a JSON list of names")
+    return tuple(names)
+
+
+def with_classes(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The same with defined classes."""
+    text = json.dumps(list(names), ensure_ascii=False).encode()
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), CLASSES_KEY: text})

@@ -1,0 +1,174 @@
+"""From a data set to its manifest, with everything that is doubtful about it in a table."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+import pyarrow as pa
+from pydantic import Field, PositiveInt
+
+from kinema import storage
+from kinema.config import Config
+from kinema.errors import ManifestError
+from kinema.video.checks import (
+    UNUSABLE,
+    Check,
+    Tolerance,
+    as_table,
+    find_doubtful,
+    find_missing,
+    summary,
+)
+from kinema.video.datasets import Dataset
+from kinema.video.manifest import Manifest
+from kinema.video.measure import measure
+from kinema.video.rows import FAILURE_SCHEMA, with_classes
+from kinema.video.sources import SPLITS, Listing
+
+
+class IndexConfig(Config):
+    """What to index, and where the manifest goes."""
+
+    dataset: Dataset = Field(description="what names the videos")
+    output: str = Field(description="Parquet file to write, path or URI")
+    decode_all: bool = Field(
+        True, description="decode every frame to find damage; false trusts the packets"
+    )
+    num_threads: PositiveInt | None = Field(None, description="files at once; default: all cores")
+    max_failure_ratio: float = Field(
+        0.0, ge=0, le=1, description="share of missing and unreadable videos that is accepted"
+    )
+    allow_leaks: bool = Field(False, description="accept frames that two splits show")
+    tolerance_s: float = Field(
+        0.5, ge=0, description="seconds by which a length may differ from its annotation, or"
+    )
+    tolerance_share: float = Field(
+        0.05, ge=0, description="share of it by which it may; the larger of the two counts"
+    )
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """Of lengths."""
+        return Tolerance(self.tolerance_s, self.tolerance_share)
+
+
+def index(config: IndexConfig) -> int:
+    """Write the manifest `config.output` and, beside it, what is doubtful about the data set.
+
+    `<output>.failures.parquet` lists the videos that cannot be used, `<output>.checks.parquet` all
+    findings of `checks`. Both are written even when the manifest is not.
+
+    Returns:
+        0, the exit status of a job.
+
+    Raises:
+        KinemaError: annotations are missing or malformed, all files of a split are missing, more
+            videos are unusable than `max_failure_ratio` allows, or splits show the same frames.
+    """
+    listing = config.dataset.read()
+    _require_ids(listing)
+    _require_names(listing)
+    checks = find_missing(listing.sources)
+    _require_files(listing, checks)
+    # Missing files are found in seconds; opening the others may take hours.
+    _accept_failures(config, checks, listing, "missing; none was opened yet")
+    absent = {check.id for check in checks}
+    present = [source for source in listing.sources if source.id not in absent]
+    table, failures = measure(present, config.num_threads, config.decode_all)
+    checks += [
+        Check("unreadable", row["id"], row["path"], row["split"], row["why"])
+        for row in failures.to_pylist()
+    ]
+    checks += find_doubtful(present, table, listing.classes, config.tolerance)
+    _accept_failures(config, checks, listing, "missing or unreadable")
+    _report(config, checks)
+    _accept_leaks(config, checks)
+    if listing.classes is not None:
+        table = with_classes(table, listing.classes)
+    manifest = Manifest(table)
+    manifest.write(config.output)
+    counts = {split: len(manifest.select(split)) for split in SPLITS}
+    shown = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
+    print(f"{config.output}: {shown}; digest {manifest.digest}")
+    return 0
+
+
+def _require_ids(listing: Listing) -> None:
+    splits: dict[str, str] = {}
+    for source in listing.sources:
+        if source.id in splits:
+            both = ", ".join(sorted({splits[source.id], source.split}))
+            raise ManifestError(
+                f"{source.id!r} (in {both}) is listed more than once; list every video once"
+            )
+        splits[source.id] = source.split
+
+
+def _require_names(listing: Listing) -> None:
+    """Two forms of one name would be two classes."""
+    first: dict[str, str] = {}
+    for name in listing.classes or ():
+        form = unicodedata.normalize("NFC", name)
+        if form in first:
+            how = "there twice" if first[form] == name else "written in two forms of Unicode"
+            raise ManifestError(f"class {name!r} is {how}; give every class one name of its own")
+        first[form] = name
+
+
+def _require_files(listing: Listing, missing: Sequence[Check]) -> None:
+    """A wrong root is one error and not one per video."""
+    for split in SPLITS:
+        count = sum(source.split == split for source in listing.sources)
+        absent = [check for check in missing if check.split == split]
+        if count and len(absent) == count:
+            roots = ", ".join(f"{root} ({key})" for key, root in listing.roots.items())
+            raise ManifestError(
+                f"none of the {count} videos of split '{split}' exists; searched under {roots},"
+                f" for example {absent[0].path}: {absent[0].detail}; say where the paths start"
+            )
+
+
+def _accept_failures(
+    config: IndexConfig, checks: Sequence[Check], listing: Listing, what: str
+) -> None:
+    unusable = [check for check in checks if check.kind in UNUSABLE]
+    count, total = len(unusable), len(listing.sources)
+    if count <= config.max_failure_ratio * total:
+        return
+    _report(config, checks)
+    raise ManifestError(
+        f"{count} of {total} videos are {what}; listed in {_beside(config, 'failures')};"
+        f" the first is {unusable[0].path}: {unusable[0].detail}. Mend them, or set"
+        f" max_failure_ratio={count / total + 5e-4:.3f}"
+    )
+
+
+def _accept_leaks(config: IndexConfig, checks: Sequence[Check]) -> None:
+    leaks = [check for check in checks if check.kind == "leak"]
+    if leaks and not config.allow_leaks:
+        first = leaks[0]
+        raise ManifestError(
+            f"{len(leaks)} videos are in two splits, listed in {_beside(config, 'checks')}; the"
+            f" first is {first.id} ({first.split}): {first.detail}. Take them out of one split, or"
+            " set allow_leaks=true"
+        )
+
+
+def _report(config: IndexConfig, checks: Sequence[Check]) -> None:
+    """Write both tables and print the counts."""
+    unusable = [check for check in checks if check.kind in UNUSABLE]
+    rows = [
+        {"id": check.id, "path": check.path, "split": check.split, "why": check.detail}
+        for check in unusable
+    ]
+    failures = pa.Table.from_pylist(rows, schema=FAILURE_SCHEMA)
+    storage.write_table(_beside(config, "failures"), failures)
+    storage.write_table(_beside(config, "checks"), as_table(checks))
+    if checks:
+        print(summary(checks))
+        print(f"all {len(checks)} findings: {_beside(config, 'checks')}")
+
+
+def _beside(config: IndexConfig, what: str) -> str:
+    return f"{config.output.removesuffix('.parquet')}.{what}.parquet"

@@ -1,0 +1,244 @@
+"""The index job: what it writes, what it refuses, and what it finds doubtful."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from made_data_sets import MAKERS
+from tiny_videos import write, write_video
+
+from kinema.config import load
+from kinema.errors import ConfigError, ManifestError
+from kinema.video import decode
+from kinema.video.index import IndexConfig, index
+from kinema.video.manifest import Manifest
+
+REAL_DATA = Path(
+    os.environ.get("KINEMA_REAL_DATA", Path(__file__).parents[2].parent / "shared" / "data")
+)
+
+
+def test_index_writes_manifest_and_failures(
+    tmp_path: Path, data_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "m.parquet"
+    config = IndexConfig(dataset={"name": "folders", "source": str(data_set)}, output=str(output))
+    assert index(config) == 0
+    manifest = Manifest.read(str(output))
+    assert len(manifest) == 5
+    assert "3 train, 2 test" in capsys.readouterr().out
+    assert pq.read_table(tmp_path / "m.failures.parquet").num_rows == 0
+    again = IndexConfig(
+        dataset={"name": "manifest", "source": str(output)}, output=str(tmp_path / "n.parquet")
+    )
+    assert index(again) == 0
+    assert Manifest.read(str(tmp_path / "n.parquet")).digest == manifest.digest
+
+
+def test_index_of_lists_takes_names_groups_and_few_failures(tmp_path: Path, data_set: Path) -> None:
+    train = write(tmp_path / "train.csv", "train/jump/a.mp4 1\ntrain/run/a.mp4 0\n")
+    test = write(tmp_path / "test.csv", "test/run/S2_c.mp4 0\ntest/run/gone.mp4 0\n")
+    settings = {
+        "dataset": {
+            "name": "list",
+            "lists": {"train": train, "test": test},
+            "root": str(data_set),
+            "classes": write(tmp_path / "names.txt", "run\njump\n"),
+            "group": r"(\w+)/",
+        },
+        "output": str(tmp_path / "m.parquet"),
+    }
+    with pytest.raises(ManifestError, match=r"1 of 4 videos .*gone\.mp4: does not exist") as caught:
+        index(IndexConfig(**settings))
+    assert "max_failure_ratio=0.25" in str(caught.value)
+    assert not (tmp_path / "m.parquet").exists()
+    assert pq.read_table(tmp_path / "m.failures.parquet")["id"].to_pylist() == ["test/run/gone.mp4"]
+    assert index(IndexConfig(**settings, max_failure_ratio=0.3)) == 0
+    rows = pq.read_table(tmp_path / "m.parquet").to_pylist()
+    assert [row["label_name"] for row in rows] == ["jump", "run", "run"]
+    assert [row["group"] for row in rows] == ["train", "train", "test"]
+
+
+def test_a_video_in_two_splits_is_refused(tmp_path: Path, data_set: Path) -> None:
+    lists = {split: write(tmp_path / split, "train/jump/a.mp4 0\n") for split in ("train", "test")}
+    dataset = {"name": "list", "lists": lists, "root": str(data_set)}
+    config = IndexConfig(dataset=dataset, output=str(tmp_path / "m.parquet"))
+    with pytest.raises(ManifestError, match=r"train/jump/a\.mp4' \(in test, train\)"):
+        index(config)
+
+
+def test_a_wrong_root_is_one_error(tmp_path: Path, data_set: Path) -> None:
+    lists = {"train": write(tmp_path / "l", "a.mp4 0\nb.mp4 0\n")}
+    dataset = {"name": "list", "lists": lists, "root": str(data_set)}
+    config = IndexConfig(dataset=dataset, output=str(tmp_path / "m.parquet"))
+    with pytest.raises(ManifestError, match="none of the 2 videos of split 'train'") as caught:
+        index(config)
+    assert f"searched under {data_set}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "why"),
+    [
+        ({"name": "list"}, "'dataset.lists' is missing"),
+        ({"name": "list", "lists": {}}, "dataset.lists .* at least 1 item"),
+        ({"name": "folders"}, "'dataset.source' is missing"),
+        ({"name": "list", "lists": {"dev": "x"}}, "dataset.lists.dev"),
+        ({"name": "coin"}, "dataset.name: unknown name 'coin'; known: list, folders, manifest"),
+        ({"source": "x"}, "dataset.name is missing; known: list, folders, manifest"),
+        ({"name": "folders", "source": "x", "fold": 1}, "it belongs to dataset.name=ucf101"),
+        ({"name": "ucf101", "annotations": "a", "videos": "v", "fold": 4}, "dataset.fold"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(dataset: dict[str, object], why: str) -> None:
+    values = [f"dataset.{key}={json.dumps(value)}" for key, value in dataset.items()]
+    with pytest.raises(ConfigError, match=why):
+        load(IndexConfig, None, [*values, "output=m.parquet"])
+
+
+def settings_of(dataset: dict[str, object], folder: Path, **more: object) -> IndexConfig:
+    return IndexConfig(dataset=dataset, output=str(folder / "out" / "m.parquet"), **more)
+
+
+def findings(folder: Path) -> list[dict[str, str]]:
+    return pq.read_table(folder / "out" / "m.checks.parquet").to_pylist()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_fault_of_every_kind_of_data_set_is_found(name: str, tmp_path: Path) -> None:
+    made = MAKERS[name](tmp_path)
+    config = settings_of(made.dataset, tmp_path, max_failure_ratio=0.4)
+    with pytest.raises(ManifestError, match="1 videos are in two splits") as caught:
+        index(config)
+    assert (
+        f"{made.ids['leak']} ({made.held}): shows the very frames of {made.ids['other']} (train)"
+        in (str(caught.value))
+    )
+    rows = [row for row in findings(tmp_path) if row["kind"] != "unused_class"]
+    expected = {("unreadable", "broken"), ("leak", "leak"), ("duplicate", "twin")}
+    expected |= {("missing", "gone")} if "gone" in made.ids else set()
+    expected |= {("length", "wrong")} if made.claims else set()
+    assert sorted((row["kind"], row["id"]) for row in rows) == sorted(
+        (kind, made.ids[role]) for kind, role in expected
+    )
+    assert {row["split"] for row in rows if row["kind"] != "leak"} == {"train"}
+    failures = pq.read_table(tmp_path / "out/m.failures.parquet")["id"].to_pylist()
+    assert failures == [made.ids[role] for role in ("gone", "broken") if role in made.ids]
+    assert not (tmp_path / "out/m.parquet").exists()
+
+    assert index(config.model_copy(update={"allow_leaks": True})) == 0
+    manifest = Manifest.read(config.output)
+    labels = dict(zip(*manifest.table.select(["id", "label"]).to_pydict().values(), strict=True))
+    for role, label in (("good", 0), ("other", 1), ("twin", 0), ("leak", 1), ("last", 0)):
+        assert labels[made.ids[role]] == label
+    assert set(manifest.select(made.held).table["id"].to_pylist()) == {
+        made.ids["leak"],
+        made.ids["last"],
+    }
+    assert manifest.num_classes == (made.num_classes or 2)
+    assert (manifest.classes is None) == (made.num_classes is None)
+
+    again = settings_of({"name": "manifest", "source": config.output}, tmp_path / "again")
+    assert index(again.model_copy(update={"allow_leaks": True})) == 0
+    assert Manifest.read(again.output).table.equals(manifest.table, check_metadata=True)
+
+
+def test_missing_files_end_the_job_before_any_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "there.mp4")
+    lines = [f"v{number}.mp4 0\n" for number in range(50_000)]
+    train = write(tmp_path / "train.txt", "there.mp4 0\n" + "".join(lines))
+    monkeypatch.setattr("kinema.video.index.measure", None)
+    dataset = {"name": "list", "lists": {"train": train}}
+    with pytest.raises(ManifestError, match=r"50000 of 50001 videos are missing; none was opened"):
+        index(settings_of(dataset, tmp_path, max_failure_ratio=0.5))
+    assert len(findings(tmp_path)) == 50_000
+    printed = capsys.readouterr().out
+    assert len(printed) < 500
+    assert "missing  50000           0     0  v0.mp4: does not exist" in printed
+
+
+def test_a_name_in_another_form_is_missing_and_explained(tmp_path: Path) -> None:
+    write_video(tmp_path / "Caf\u00e9.MP4")
+    write_video(tmp_path / "a.mp4", value=30)
+    train = write(tmp_path / "l.txt", "Cafe\u0301.mp4 0\na.mp4 0\n")
+    dataset = {"name": "list", "lists": {"train": train}}
+    with pytest.raises(ManifestError, match="which differs in case or Unicode form"):
+        index(settings_of(dataset, tmp_path))
+
+
+def test_parts_of_one_file_leak_only_where_they_meet(tmp_path: Path) -> None:
+    write_video(tmp_path / "long.mp4", num_frames=30)  # 3 seconds
+    rows = ["id,path,split,label,start_s,end_s"]
+    rows += ["a,long.mp4,train,0,0,1", "b,long.mp4,train,0,0.5,1.5", "c,long.mp4,train,0,0.5,1.5"]
+    rows += ["d,long.mp4,test,0,1.5,2.5", "e,long.mp4,validation,0,2.5,3.4"]
+    table = write(tmp_path / "t.csv", "\n".join(rows))
+    config = settings_of({"name": "manifest", "source": table}, tmp_path)
+    assert index(config) == 0
+    found = {row["id"]: (row["kind"], row["detail"]) for row in findings(tmp_path)}
+    assert found == {
+        "b": ("overlap", "shows some of the frames of a (train)"),
+        "c": ("duplicate", "shows the very frames of b (train)"),
+        "e": ("past_end", "ends at 3.40 s, the file at 3.00 s"),
+    }
+    write(tmp_path / "t.csv", "\n".join(rows).replace("test,0,1.5", "test,0,1.4"))
+    with pytest.raises(ManifestError, match=r"d \(test\): shows some of the frames of b \(train\)"):
+        index(config)
+
+
+def test_a_long_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "long.mp4", num_frames=30)
+    rows = [f"{n},long.mp4,train,0,{n / 10},{n / 10 + 0.3}" for n in range(10)]
+    table = write(tmp_path / "t.csv", "id,path,split,label,start_s,end_s\n" + "\n".join(rows))
+    opened = []
+    probe = decode.probe
+    monkeypatch.setattr(decode, "probe", lambda *given: opened.append(given[0]) or probe(*given))
+    assert index(settings_of({"name": "manifest", "source": table}, tmp_path)) == 0
+    assert opened == [str(tmp_path / "long.mp4")]
+
+
+def test_lengths_within_the_tolerance_are_accepted(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", num_frames=10)  # at 10 frames per second
+    dataset = {"name": "list", "layout": "path_total_label"}
+
+    def kinds(total: int, **more: object) -> list[str]:
+        lists = {"train": write(tmp_path / "l", f"a.mp4 {total} 0\n")}
+        index(settings_of(dataset | {"lists": lists}, tmp_path, **more))
+        return [row["kind"] for row in findings(tmp_path)]
+
+    assert kinds(15) == kinds(5) == []
+    assert kinds(16) == kinds(4) == ["length"]
+    assert kinds(16, tolerance_s=0.6) == kinds(40, tolerance_share=0.75) == []
+    assert kinds(11, tolerance_s=0, tolerance_share=0) == ["length"]
+
+
+def test_two_forms_of_a_class_name_are_refused(tmp_path: Path) -> None:
+    for name in ("caf\u00e9", "cafe\u0301"):
+        write_video(tmp_path / "v" / name / "a.mp4")
+    with pytest.raises(ManifestError, match="in two forms of Unicode"):
+        index(settings_of({"name": "folders", "source": str(tmp_path / "v")}, tmp_path))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real data in {REAL_DATA}")
+def test_the_gesture_lists_index(tmp_path: Path) -> None:
+    folder = REAL_DATA / "iri_gesture"
+    config = IndexConfig(
+        dataset={
+            "name": "list",
+            "lists": {"train": str(folder / "train.csv"), "test": str(folder / "test.csv")},
+            "classes": str(folder / "classes.txt"),
+            "group": r"(S\d)_",
+        },
+        output=str(tmp_path / "m.parquet"),
+        decode_all=False,
+    )
+    assert index(config) == 0
+    manifest = Manifest.read(str(tmp_path / "m.parquet"))
+    assert (len(manifest.select("train")), len(manifest.select("test"))) == (225, 90)
+    assert manifest.num_classes == 15
+    assert set(manifest.select("test").table["group"].to_pylist()) == {"S6", "S7"}
