@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,8 +15,9 @@ from tiny_videos import write, write_video
 from kinema.config import load
 from kinema.errors import ConfigError, ManifestError
 from kinema.video import decode
-from kinema.video.index import IndexConfig, index
+from kinema.video.index import IndexConfig, hold_out_test, index
 from kinema.video.manifest import Manifest
+from kinema.video.sources import Source
 
 REAL_DATA = Path(
     os.environ.get("KINEMA_REAL_DATA", Path(__file__).parents[2].parent / "shared" / "data")
@@ -242,3 +244,43 @@ def test_the_gesture_lists_index(tmp_path: Path) -> None:
     assert (len(manifest.select("train")), len(manifest.select("test"))) == (225, 90)
     assert manifest.num_classes == 15
     assert set(manifest.select("test").table["group"].to_pylist()) == {"S6", "S7"}
+
+
+def named(count: int, label: int, groups: int = 0) -> list[Source]:
+    """Training videos of one class."""
+    return [
+        Source(
+            f"{label}/{index:03}.mp4",
+            f"/videos/{label}/{index:03}.mp4",
+            "train",
+            label,
+            group=f"S{index % groups}" if groups else None,
+        )
+        for index in range(count)
+    ]
+
+
+def test_a_share_of_every_class_is_held_out_whatever_the_order() -> None:
+    sources = [*named(20, 0), *named(7, 1)]
+    held = hold_out_test(sources, 0.2)
+    tested = {source.id for source in held if source.split == "test"}
+    assert [len([id for id in tested if id.startswith(label)]) for label in "01"] == [4, 1]
+    again = hold_out_test(sources[::-1], 0.2)
+    assert {source.id for source in again if source.split == "test"} == tested
+    more = {source.id for source in hold_out_test(sources, 0.4) if source.split == "test"}
+    assert tested < more
+
+
+def test_whole_groups_are_held_out() -> None:
+    held = hold_out_test([*named(30, 0, groups=5), *named(30, 1, groups=5)], 0.4)
+    groups = {split: {s.group for s in held if s.split == split} for split in ("train", "test")}
+    assert len(groups["test"]) == 2
+    assert not groups["train"] & groups["test"]
+
+
+def test_a_split_of_ones_own_or_nothing_left_is_told() -> None:
+    own = [replace(source, split="test") for source in named(2, 0)]
+    with pytest.raises(ManifestError, match=r"has a split 'test' of its own"):
+        hold_out_test([*named(5, 1), *own], 0.2)
+    with pytest.raises(ManifestError, match=r"class 1 has 1 video: none would be left"):
+        hold_out_test([*named(5, 0), *named(1, 1)], 0.2)

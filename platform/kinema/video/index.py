@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 from pydantic import Field, PositiveInt
 
 from kinema import storage
-from kinema.config import Config
+from kinema.config import Config, fingerprint
 from kinema.errors import ManifestError
 from kinema.video.checks import (
     UNUSABLE,
@@ -24,7 +25,7 @@ from kinema.video.datasets import Dataset
 from kinema.video.manifest import Manifest
 from kinema.video.measure import measure
 from kinema.video.rows import FAILURE_SCHEMA, with_classes
-from kinema.video.sources import SPLITS, Listing
+from kinema.video.sources import SPLITS, Listing, Source
 
 
 class IndexConfig(Config):
@@ -32,6 +33,13 @@ class IndexConfig(Config):
 
     dataset: Dataset = Field(description="what names the videos")
     output: str = Field(description="Parquet file to write, path or URI")
+    test_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each class's videos, or of the groups where there are any, that"
+        " becomes the test split; for a data set without splits of its own",
+    )
     decode_all: bool = Field(
         True, description="decode every frame to find damage; false trusts the packets"
     )
@@ -67,6 +75,8 @@ def index(config: IndexConfig) -> int:
             videos are unusable than `max_failure_ratio` allows, or splits show the same frames.
     """
     listing = config.dataset.read()
+    if config.test_share:
+        listing = replace(listing, sources=hold_out_test(listing.sources, config.test_share))
     _require_ids(listing)
     _require_names(listing)
     checks = find_missing(listing.sources)
@@ -92,6 +102,38 @@ def index(config: IndexConfig) -> int:
     shown = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
     print(f"{config.output}: {shown}; digest {manifest.digest}")
     return 0
+
+
+def hold_out_test(sources: Sequence[Source], share: float) -> list[Source]:
+    """The same with a fixed `share` of the training videos as the test split.
+
+    Where the data set names groups, whole groups are taken; otherwise so many of each class, at
+    least one. Larger shares contain the smaller ones; the order of the files changes nothing.
+
+    Raises:
+        ManifestError: the data set has a test or validation split of its own, or too few videos.
+    """
+    own = sorted({source.split for source in sources} - {"train"})
+    if own:
+        raise ManifestError(f"the data set has a split {own[0]!r} of its own; leave out test_share")
+    grouped = any(source.group is not None for source in sources)
+    parts: dict[object, set[str]] = {}
+    for source in sources:
+        whole = None if grouped else source.label
+        parts.setdefault(whole, set()).add(source.group or source.id)
+    aside: set[str] = set()
+    for label, members in parts.items():
+        ranked = sorted(members, key=lambda member: fingerprint("test split", member))
+        count = max(1, round(share * len(ranked)))
+        if count == len(ranked):
+            what = f"class {label}" if label is not None else "the data set"
+            kind = "group" if grouped else "video"
+            raise ManifestError(f"{what} has {count} {kind}: none would be left to train on")
+        aside.update(ranked[:count])
+    return [
+        replace(source, split="test") if (source.group or source.id) in aside else source
+        for source in sources
+    ]
 
 
 def _require_ids(listing: Listing) -> None:
