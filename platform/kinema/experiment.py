@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -189,7 +189,7 @@ class Experiment(Config):
         """Whether a motion store must exist before training."""
         return self.motion is not None
 
-    def resolved(self) -> Experiment:
+    def resolved(self) -> Self:
         """The same with every path absolute, as workers on other machines need it."""
         changed: dict[str, Any] = {"storage": self.root}
         if self.encoder is not None:
