@@ -24,9 +24,8 @@ SCORES = {
 
 MOST_CLASSES = 24
 """Longer tables are shortened on the terminal."""
-TILE_WIDTH = 320
-"""Pixels at most; wider frames are reduced."""
-NUM_TILES = 12
+NUM_TILES, TILE_WIDTH, GAP = 12, 320, 2
+"""Frames of a contact sheet, the width of each in pixels, and of the black border around it."""
 
 
 def text_of(found: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
@@ -84,13 +83,15 @@ def sheet(frames: npt.NDArray[np.uint8], boxes: VideoBoxes, title: str) -> bytes
         title: written above.
     """
     height, width = boxes.size
-    scale = min(1.0, TILE_WIDTH / width)
-    transform = Transform.identity(boxes.size).resize((round(height * scale), round(width * scale)))
+    transform = Transform.identity(boxes.size).resize(
+        (round(height * TILE_WIDTH / width), TILE_WIDTH)
+    )
+    border = ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
     rows = tile_rows(boxes)
     return contact_sheet(
-        transform.frames(frames),
-        transform.boxes(boxes.found[rows]),
-        transform.boxes(boxes.annotated[rows]),
+        np.pad(transform.frames(frames), border),
+        transform.boxes(boxes.found[rows]) + GAP,
+        transform.boxes(boxes.annotated[rows]) + GAP,
         num_shown=len(rows),
         title=title,
     )
