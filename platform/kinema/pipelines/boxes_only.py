@@ -28,7 +28,7 @@ from kinema.evaluation.boxes_only import (
 from kinema.experiment import Experiment, SweepConfig
 from kinema.figures.table import TextTable
 from kinema.motion.extractor import EXTRACTOR_VERSION
-from kinema.pipelines.prepare import prepare
+from kinema.pipelines.prepare import prepare, prepare_manifest
 from kinema.training.data import ClipSource
 from kinema.training.frames import FrameCache
 from kinema.video.manifest import Entry, Manifest
@@ -58,9 +58,12 @@ def classify_boxes(experiment: BoxesOnlyExperiment) -> dict[str, Any]:
     experiment = experiment.resolved()
     if experiment.motion is None:
         raise ConfigError(["motion: null; there are no motion boxes to classify without it"])
-    prepared = prepare([experiment])
-    outcome, found = _test(experiment, prepared.manifest)
-    output = storage.join(experiment.root, "boxes_only", _key(experiment, prepared.manifest))
+    manifest = Manifest.read(prepare_manifest(experiment))
+    if experiment.control.protocol == "leave_one_group_out":
+        _groups(manifest.rows())  # says at once what is missing
+    prepare([experiment])
+    outcome, found = _test(experiment, manifest)
+    output = storage.join(experiment.root, "boxes_only", _key(experiment, manifest))
     predictions = storage.join(output, trial.PREDICTIONS_FILE)
     storage.write_table(predictions, outcome.predictions)
     found |= {
