@@ -83,28 +83,30 @@ def index_boxes(config: IndexBoxesConfig) -> int:
     return 0
 
 
-def annotated_boxes(
-    boxes: str | None, manifest_uri: str, is_known_answers: bool
-) -> dict[str, Rows]:
-    """Annotated boxes of a manifest's videos, by id.
+def find_boxes(boxes: str | None, manifest: str | None, manifest_uri: str) -> str | None:
+    """The table of annotated boxes that a job reads, or None.
 
     Args:
-        boxes: their table; None finds that of the known-answer set, and none of another set.
+        boxes: the table that its settings name; None finds that of the known-answer set.
+        manifest: that its settings name; None is the known-answer set.
         manifest_uri: of the videos.
-        is_known_answers: whether these are the known-answer set.
+    """
+    if boxes is None and manifest is None:
+        return storage.join(manifest_uri.rpartition("/")[0], "boxes.parquet")
+    return None if boxes is None else storage.absolute(boxes)
+
+
+def boxes_of(manifest_uri: str, boxes_uri: str) -> dict[str, Rows]:
+    """Annotated boxes of a manifest's videos, by id.
 
     Raises:
         ManifestError: none of the boxes is of these videos.
     """
-    if boxes is None and is_known_answers:
-        boxes = storage.join(manifest_uri.rpartition("/")[0], "boxes.parquet")
-    if boxes is None:
-        return {}
-    found = read_boxes(boxes)
+    found = read_boxes(boxes_uri)
     known = Manifest.read(manifest_uri).table["id"].to_pylist()
     if not found.keys() & set(known):
         raise ManifestError(
-            f"{boxes}: none of its {len(found)} videos is in the manifest, whose ids look like"
+            f"{boxes_uri}: none of its {len(found)} videos is in the manifest, whose ids look like"
             f" {known[0]!r}"
         )
     return {id: found[id] for id in known if id in found}

@@ -29,7 +29,7 @@ from kinema.motion.annotated import Rows, frame_boxes
 from kinema.motion.extractor import EXTRACTOR_VERSION, MotionConfig
 from kinema.motion.flow import AnnotatedBoxes
 from kinema.motion.store import MotionReader, MotionStore
-from kinema.pipelines.annotations import annotated_boxes
+from kinema.pipelines.annotations import boxes_of, find_boxes
 from kinema.pipelines.prepare import prepare, prepare_manifest
 from kinema.video.decode import read_frames
 from kinema.video.manifest import Entry, Manifest
@@ -77,15 +77,16 @@ def evaluate_boxes(experiment: BoxAgreementExperiment) -> dict[str, Any]:
     """
     experiment = experiment.resolved()
     motion = _motion(experiment)
-    known_answers = experiment.data.manifest is None
-    annotation = annotated_boxes(experiment.boxes, prepare_manifest(experiment), known_answers)
-    if not annotation:
+    manifest_uri = prepare_manifest(experiment)
+    boxes_uri = find_boxes(experiment.boxes, experiment.data.manifest, manifest_uri)
+    if boxes_uri is None:
         raise ConfigError(["boxes: give the table of annotated boxes; see jobs/index_boxes.py"])
+    annotation = boxes_of(manifest_uri, boxes_uri)
     prepared = prepare([experiment])
     entries = [entry for entry in prepared.manifest.rows() if entry.id in annotation]
     reader = MotionStore(experiment.root, motion).open([entry.id for entry in entries])
     compared = _compare(entries, annotation, reader, experiment.num_lenders)
-    key = _key(experiment, prepared.manifest, annotation)
+    key = _key(experiment, prepared.manifest, boxes_uri)
     output = storage.join(experiment.root, "box_agreement", key)
     names = _class_names(prepared.manifest)
     found = _summarise(compared, len(prepared.manifest), reader, motion)
@@ -109,17 +110,14 @@ def _motion(experiment: BoxAgreementExperiment) -> MotionConfig:
     return experiment.motion
 
 
-def _key(
-    experiment: BoxAgreementExperiment, manifest: Manifest, annotation: Mapping[str, Rows]
-) -> str:
-    listed = {id: rows.tolist() for id, rows in annotation.items()}
+def _key(experiment: BoxAgreementExperiment, manifest: Manifest, boxes_uri: str) -> str:
     return fingerprint(
         AGREEMENT_VERSION,
         EXTRACTOR_VERSION,
         manifest.digest,
         experiment.motion,
         experiment.num_lenders,
-        fingerprint(listed),
+        storage.content_digest(boxes_uri),
     )
 
 

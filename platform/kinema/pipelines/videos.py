@@ -12,7 +12,7 @@ from kinema.config import fingerprint
 from kinema.experiment import DataConfig, ExtractionConfig
 from kinema.figures.table import TextTable
 from kinema.motion.annotated import boxes_by_frame
-from kinema.pipelines.annotations import annotated_boxes
+from kinema.pipelines.annotations import boxes_of, find_boxes
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.pipelines.reencode import reencode_all
 from kinema.pipelines.report import report
@@ -75,7 +75,8 @@ def report_videos(config: ReportConfig) -> dict[str, Any]:
     uri = prepare_manifest(config)
     digest = Manifest.read(uri).digest
     output = storage.absolute(config.output or storage.join(config.root, "reports", digest))
-    annotated = annotated_boxes(config.boxes, uri, config.data.manifest is None)
+    boxes_uri = find_boxes(config.boxes, config.data.manifest, uri)
+    annotated = {} if boxes_uri is None else boxes_of(uri, boxes_uri)
     found = report(
         uri,
         {id: boxes_by_frame(rows) for id, rows in annotated.items()},
