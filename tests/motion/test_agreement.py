@@ -75,6 +75,22 @@ def test_one_video_has_nobody_to_borrow_from() -> None:
     assert math.isnan(compare([video])[0].shuffled)
 
 
+def test_some_lenders_are_others_and_always_the_same() -> None:
+    """Video k's box overlaps the annotation of j by a share that tells who lent it."""
+    videos = [
+        VideoBoxes(str(k), (64, 64), boxes([0, 0, 64, 2**k]), boxes([0, 0, 64, 64]))
+        for k in range(6)
+    ]
+    shares = {2.0**k / 64 for k in range(6)}
+    seen = set()
+    for k, row in enumerate(compare(videos, num_lenders=1)[:-1]):
+        assert row.shuffled in shares - {2.0**k / 64}
+        seen.add(row.shuffled)
+    assert len(seen) > 1
+    assert compare(videos, num_lenders=2) == compare(videos, num_lenders=2)
+    assert compare(videos, num_lenders=5) == compare(videos) == compare(videos, num_lenders=99)
+
+
 def test_table_has_a_line_per_row() -> None:
     text = format_table([Agreement("one", 2, 1.0, 0.5, 0.25, math.nan, 0.0, 0.75, 0.5)])
     header, line = text.splitlines()
