@@ -15,6 +15,7 @@ CONFIGURED = [job for job in JOBS if job != "demo.py"]  # which hands its argume
 REQUIRED = {
     "index_videos.py": ["dataset.name=folders", "dataset.source=videos", "output=x.parquet"],
     "convert_weights.py": ["source=a.safetensors", "output=b.safetensors"],
+    "index_boxes.py": ["annotation.name=something_else", "files=[a.json]", "output=x.parquet"],
 }
 WITHOUT_SEED = {*REQUIRED, "prepare_videos.py", "report_videos.py"}
 

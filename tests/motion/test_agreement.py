@@ -62,8 +62,10 @@ def test_comparison_by_hand() -> None:
     side = math.sqrt(0.5) * 100
     overlap = (50 - (100 - side) / 2) * side
     equal_area = overlap / (2 * 5000 - overlap)
-    assert rows["one"] == Agreement("one", 2, 1.0, 0.5, pytest.approx(equal_area), 0.0, 0.0)
-    assert rows["two"] == Agreement("two", 2, 0.5, 0.5, pytest.approx(equal_area / 2), 0.0, 0.5)
+    equal = pytest.approx(equal_area)
+    assert rows["one"] == Agreement("one", 2, 1.0, 0.5, equal, 0.0, 0.0, 1.0, 0.5)
+    half = pytest.approx(equal_area / 2)
+    assert rows["two"] == Agreement("two", 2, 0.5, 0.5, half, 0.0, 0.5, 1.0, 0.5)
     assert rows["mean"].motion == 0.75
     assert rows["mean"].num_frames == 4
 
@@ -73,11 +75,27 @@ def test_one_video_has_nobody_to_borrow_from() -> None:
     assert math.isnan(compare([video])[0].shuffled)
 
 
+def test_some_lenders_are_others_and_always_the_same() -> None:
+    """Video k's box overlaps the annotation of j by a share that tells who lent it."""
+    videos = [
+        VideoBoxes(str(k), (64, 64), boxes([0, 0, 64, 2**k]), boxes([0, 0, 64, 64]))
+        for k in range(6)
+    ]
+    shares = {2.0**k / 64 for k in range(6)}
+    seen = set()
+    for k, row in enumerate(compare(videos, num_lenders=1)[:-1]):
+        assert row.shuffled in shares - {2.0**k / 64}
+        seen.add(row.shuffled)
+    assert len(seen) > 1
+    assert compare(videos, num_lenders=2) == compare(videos, num_lenders=2)
+    assert compare(videos, num_lenders=5) == compare(videos) == compare(videos, num_lenders=99)
+
+
 def test_table_has_a_line_per_row() -> None:
-    text = format_table([Agreement("one", 2, 1.0, 0.5, 0.25, math.nan, 0.0)])
+    text = format_table([Agreement("one", 2, 1.0, 0.5, 0.25, math.nan, 0.0, 0.75, 0.5)])
     header, line = text.splitlines()
     assert header.split()[:3] == ["video", "num_frames", "motion"]
-    assert line.split() == ["one", "2", "1.000", "0.500", "0.250", "nan", "0.000"]
+    assert line.split() == ["one", "2", "1.000", "0.500", "0.250", "nan", "0.000", "0.750", "0.500"]
 
 
 def test_contact_sheet_shows_both_boxes_on_evenly_spread_frames() -> None:

@@ -43,6 +43,12 @@ def test_boxes_are_read_by_video_and_frame(tmp_path: Path) -> None:
     assert sorted(by_frame[3]) == [(5, 12, 15, 40), (10, 10, 20, 30)]
 
 
+def test_a_table_without_rows_has_no_videos(tmp_path: Path) -> None:
+    uri = str(tmp_path / "boxes.parquet")
+    storage.write_table(uri, table(ROWS).slice(0, 0))
+    assert read_boxes(uri) == {}
+
+
 def test_a_frames_box_is_around_all_of_its_boxes(tmp_path: Path) -> None:
     rows = read_boxes(written(tmp_path / "boxes.parquet", ROWS))["a"]
     boxes = frame_boxes(rows, range(1, 5))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kinema import geometry
 from kinema.geometry import Transform
-from kinema.motion.clip import centred_box, clip_boxes, slot_field
+from kinema.motion.clip import centred_box, clip_boxes, slot_boxes, slot_field
 from kinema.motion.extractor import FrameBoxes
 
 NOTHING = [np.nan] * 4
@@ -62,6 +62,9 @@ def test_slots_without_motion_hold_the_clips_box() -> None:
     motion = clip_boxes(boxes, np.arange(4), IDENTITY, tubelet_size=1)
     assert motion.box.tolist() == [10, 10, 20, 20]
     assert (motion.boxes == motion.box).all()
+    own = slot_boxes(boxes, np.arange(4), IDENTITY, tubelet_size=1)
+    assert own[0].tolist() == [10, 10, 20, 20]
+    assert np.isnan(own[1:]).all()
 
 
 @pytest.mark.parametrize("reduce", ["clip", "video", "median"])

@@ -16,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kinema import geometry
+from kinema.randomness import keyed_rng
 
 Boxes = npt.NDArray[np.float64]
 FOUND_COLOUR, TRUE_COLOUR = (255, 210, 0), (0, 220, 255)
+HEADING = 28
+"""Height of a contact sheet's title, pixels."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Agreement:
         shuffled: the boxes of each other video at the same share of its length, stretched to this
             frame size; the mean over those videos. NaN for a single video.
         without_box: share of frames in which nothing was found; they count as IoU 0.
+        union: IoU of the box around all found boxes with the one around all annotated ones.
+        union_whole_frame: that of the whole frame.
     """
 
     video: str
@@ -60,6 +65,8 @@ class Agreement:
     equal_area: float
     shuffled: float
     without_box: float
+    union: float
+    union_whole_frame: float
 
 
 def mean_iou(boxes: Boxes, annotated: Boxes) -> float:
@@ -70,10 +77,26 @@ def mean_iou(boxes: Boxes, annotated: Boxes) -> float:
     return float(np.mean(geometry.iou(boxes[present], annotated[present])))
 
 
-def compare(videos: Sequence[VideoBoxes]) -> list[Agreement]:
-    """One row per video, then their mean."""
-    rows = [_compare_one(video, [v for v in videos if v is not video]) for video in videos]
+def compare(videos: Sequence[VideoBoxes], num_lenders: int | None = None) -> list[Agreement]:
+    """One row per video, then their mean.
+
+    Args:
+        videos: each with an annotated frame at least.
+        num_lenders: of how many others, drawn at random, a video takes boxes in `shuffled`; all by
+            default, which takes the square of the number of videos in time.
+    """
+    rows = [
+        _compare_one(video, _lenders(videos, at, num_lenders)) for at, video in enumerate(videos)
+    ]
     return [*rows, _mean_row(rows)]
+
+
+def _lenders(videos: Sequence[VideoBoxes], at: int, number: int | None) -> list[VideoBoxes]:
+    others = len(videos) - 1
+    if number is None or number >= others:
+        return [video for video in videos if video is not videos[at]]
+    drawn = keyed_rng(0, "lenders", videos[at].name).choice(others, number, replace=False)
+    return [videos[index + (index >= at)] for index in drawn]
 
 
 def _compare_one(video: VideoBoxes, others: Sequence[VideoBoxes]) -> Agreement:
@@ -88,7 +111,13 @@ def _compare_one(video: VideoBoxes, others: Sequence[VideoBoxes]) -> Agreement:
         equal_area=mean_iou(centred_boxes(video.found, video.size), video.annotated),
         shuffled=float(np.mean(shuffled)) if shuffled else math.nan,
         without_box=float(np.isnan(video.found).any(axis=1).mean()),
+        union=_union_iou(video.found, video.annotated),
+        union_whole_frame=_union_iou(whole, video.annotated),
     )
+
+
+def _union_iou(boxes: Boxes, annotated: Boxes) -> float:
+    return float(geometry.iou(geometry.union(boxes), geometry.union(annotated)))
 
 
 def _mean_row(rows: Sequence[Agreement]) -> Agreement:
@@ -137,6 +166,7 @@ def contact_sheet(
     annotated: Boxes,
     num_columns: int = 4,
     num_shown: int = 12,
+    title: str | None = None,
 ) -> bytes:
     """Frames in reading order with found (yellow) and annotated (cyan) boxes, as PNG bytes.
 
@@ -146,6 +176,7 @@ def contact_sheet(
         annotated: (F, 4) likewise.
         num_columns: frames per row.
         num_shown: frames shown, spread evenly over the video.
+        title: written above, in a line that explains the colours, too.
     """
     rows = np.unique(np.rint(np.linspace(0, len(frames) - 1, num_shown)).astype(np.int64))
     tiles = [draw_boxes(frames[row], found[row], annotated[row]) for row in rows]
@@ -155,11 +186,29 @@ def contact_sheet(
         np.concatenate(tiles[start : start + num_columns], axis=1)
         for start in range(0, len(tiles), num_columns)
     ]
+    if title is not None:
+        lines.insert(0, _heading(title, lines[0].shape[1]))
     sheet = cv2.cvtColor(np.concatenate(lines, axis=0), cv2.COLOR_RGB2BGR)
     written, data = cv2.imencode(".png", sheet)
     if not written:
         raise ValueError(f"OpenCV could not write a PNG of shape {sheet.shape}")
     return data.tobytes()
+
+
+def _heading(title: str, width: int) -> npt.NDArray[np.uint8]:
+    """A dark line (HEADING, width, 3) with the title and what the colours mean."""
+    line = np.full((HEADING, width, 3), 24, dtype=np.uint8)
+    left = HEADING // 4
+    for text, colour in (
+        ("found", FOUND_COLOUR),
+        ("annotated", TRUE_COLOUR),
+        (title, (235, 235, 235)),
+    ):
+        (wide, high), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+        place = (left, (HEADING + high) // 2)
+        cv2.putText(line, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
+        left += wide + HEADING // 2
+    return line
 
 
 def draw_boxes(

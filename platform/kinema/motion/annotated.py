@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from kinema import storage
 from kinema.errors import KinemaError
@@ -31,17 +32,19 @@ def read_boxes(uri: str) -> dict[str, Rows]:
     missing = [name for name in BOX_COLUMNS if name not in table.column_names]
     if missing:
         raise KinemaError(f"{uri} has no column {missing[0]!r}; it needs {', '.join(BOX_COLUMNS)}")
-    order = [("id", "ascending"), ("frame", "ascending")]
-    table = table.sort_by(order)
-    names = table["id"].to_pylist()
+    table = table.sort_by([("id", "ascending"), ("frame", "ascending")])
     columns = [table[name].to_numpy().astype(np.float64) for name in BOX_COLUMNS[1:]]
     rows = np.stack(columns, axis=1)
     empty = (rows[:, 1] >= rows[:, 3]) | (rows[:, 2] >= rows[:, 4])
     if empty.any() or np.isnan(rows).any():
         first = int(np.flatnonzero(empty | np.isnan(rows).any(axis=1))[0])
-        raise KinemaError(f"{uri}: the box of {names[first]}, {rows[first].tolist()}, is empty")
-    ids, starts = np.unique(np.array(names, dtype=object).astype(str), return_index=True)
-    return dict(zip(ids.tolist(), np.split(rows, starts[1:]), strict=True))
+        of = table["id"][first].as_py()
+        raise KinemaError(f"{uri}: the box of {of}, {rows[first].tolist()}, is empty")
+    # A published annotation has millions of boxes: their ids are compared as numbers.
+    ids = table["id"].combine_chunks().dictionary_encode()
+    starts = np.flatnonzero(np.diff(ids.indices.to_numpy(), prepend=-1))
+    found = ids.take(pa.array(starts)).to_pylist()
+    return dict(zip(found, np.split(rows, starts)[1:], strict=True))
 
 
 def boxes_by_frame(rows: Rows) -> dict[int, list[tuple[float, float, float, float]]]:

@@ -156,6 +156,21 @@ def centred_box(size: tuple[int, int]) -> Boxes:
     return np.array([width / 4, height / 4, 3 * width / 4, 3 * height / 4])
 
 
+def slot_boxes(
+    frame_boxes: FrameBoxes,
+    indices: npt.NDArray[np.int64],
+    transform: geometry.Transform,
+    tubelet_size: int,
+) -> Boxes:
+    """The box of what moves in each slot of a clip, (slots, 4); NaN where nothing does.
+
+    The arguments are those of `clip_boxes`.
+    """
+    boxes = np.asarray(transform.boxes(frame_boxes.boxes.astype(np.float64)))
+    span = _pairs(frame_boxes.frames, int(indices[0]), int(indices[-1]))
+    return _slot_boxes(boxes, frame_boxes.frames, indices[::tubelet_size], span)
+
+
 def _slot_boxes(
     boxes: Boxes, frames: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], span: slice
 ) -> Boxes:

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from kinema import storage
 from kinema.config import fingerprint
-from kinema.errors import ManifestError
 from kinema.experiment import DataConfig, ExtractionConfig
 from kinema.figures.table import TextTable
-from kinema.motion.annotated import boxes_by_frame, read_boxes
+from kinema.motion.annotated import boxes_by_frame
+from kinema.pipelines.annotations import boxes_of, find_boxes
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.pipelines.reencode import reencode_all
-from kinema.pipelines.report import FrameBoxes, report
+from kinema.pipelines.report import report
 from kinema.video.encode import ENCODER_VERSION, EncodeConfig
 from kinema.video.manifest import Manifest
 
@@ -75,9 +75,11 @@ def report_videos(config: ReportConfig) -> dict[str, Any]:
     uri = prepare_manifest(config)
     digest = Manifest.read(uri).digest
     output = storage.absolute(config.output or storage.join(config.root, "reports", digest))
+    boxes_uri = find_boxes(config.boxes, config.data.manifest, uri)
+    annotated = {} if boxes_uri is None else boxes_of(uri, boxes_uri)
     found = report(
         uri,
-        _annotated(config, uri),
+        {id: boxes_by_frame(rows) for id, rows in annotated.items()},
         output,
         num_cpus=config.num_cpus,
         timeout_s=config.timeout_s,
@@ -115,20 +117,3 @@ def text_of(found: Mapping[str, Any]) -> str:
             f" [{score['low']:.2f}, {score['high']:.2f}], {score['videos']} videos"
         )
     return "\n".join(lines)
-
-
-def _annotated(config: ReportConfig, manifest_uri: str) -> dict[str, FrameBoxes]:
-    """Boxes by video and frame."""
-    uri = config.boxes
-    if uri is None and config.data.manifest is None:
-        uri = storage.join(manifest_uri.rpartition("/")[0], "boxes.parquet")
-    if uri is None:
-        return {}
-    found = read_boxes(uri)
-    known = Manifest.read(manifest_uri).table["id"].to_pylist()
-    if not found.keys() & set(known):
-        raise ManifestError(
-            f"{uri}: none of its {len(found)} videos is in the manifest, whose ids look like"
-            f" {known[0]!r}"
-        )
-    return {id: boxes_by_frame(found[id]) for id in known if id in found}
