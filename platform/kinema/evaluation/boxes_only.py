@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from kinema.config import Config
 from kinema.errors import ConfigError
+from kinema.evaluation.multiview import prediction_table
 from kinema.evaluation.statistics import Interval, bootstrap_interval, mean_class_accuracy
 from kinema.geometry import Size
 from kinema.motion.clip import slot_boxes
@@ -227,22 +228,11 @@ def _predict(
 
 
 def _outcome(ids: Sequence[str], labels: NDArray[np.int64], probabilities: Features) -> BoxesOnly:
-    predicted = probabilities.argmax(axis=1)
-    hits = predicted == labels
-    table = pa.table(
-        {
-            "id": list(ids),
-            "label": pa.array(labels, pa.int32()),
-            "predicted": pa.array(predicted, pa.int32()),
-            "probabilities": pa.array(
-                list(probabilities.astype(np.float32)), pa.list_(pa.float32())
-            ),
-        }
-    )
+    hits = probabilities.argmax(axis=1) == labels
     return BoxesOnly(
         top1=bootstrap_interval(hits),
         mean_class=mean_class_accuracy(hits, labels),
         chance=1 / probabilities.shape[1],
         majority=float(np.bincount(labels).max() / len(labels)),
-        predictions=table,
+        predictions=prediction_table(ids, labels, probabilities),
     )

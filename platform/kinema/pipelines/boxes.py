@@ -88,7 +88,7 @@ def evaluate_boxes(experiment: BoxAgreementExperiment) -> dict[str, Any]:
     compared = _compare(entries, annotation, reader, experiment.num_lenders)
     key = _key(experiment, prepared.manifest, boxes_uri)
     output = storage.join(experiment.root, "box_agreement", key)
-    names = _class_names(prepared.manifest)
+    names = prepared.manifest.class_names
     found = _summarise(compared, len(prepared.manifest), reader, motion)
     storage.write_table(storage.join(output, "videos.parquet"), _video_table(compared, names))
     classes = _by_class(compared, names)
@@ -184,17 +184,7 @@ def _intervals(rows: Sequence[Agreement]) -> dict[str, Interval | None]:
     }
 
 
-def _class_names(manifest: Manifest) -> dict[int, str]:
-    """Names of the labels; the number where there is none."""
-    labels, names = (manifest.table[name].to_pylist() for name in ("label", "label_name"))
-    return {
-        label: name or str(label)
-        for label, name in zip(labels, names, strict=True)
-        if label is not None
-    }
-
-
-def _by_class(compared: Sequence[_Compared], names: Mapping[int, str]) -> list[dict[str, Any]]:
+def _by_class(compared: Sequence[_Compared], names: Sequence[str]) -> list[dict[str, Any]]:
     """A row per class that occurs, best agreement first."""
     groups: dict[int, list[Agreement]] = {}
     for video in compared:
@@ -220,7 +210,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _video_table(compared: Sequence[_Compared], names: Mapping[int, str]) -> pa.Table:
+def _video_table(compared: Sequence[_Compared], names: Sequence[str]) -> pa.Table:
     rows = []
     for video in compared:
         scores = asdict(video.agreement)

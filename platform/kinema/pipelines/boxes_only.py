@@ -58,7 +58,8 @@ def classify_boxes(experiment: BoxesOnlyExperiment) -> dict[str, Any]:
     experiment = experiment.resolved()
     if experiment.motion is None:
         raise ConfigError(["motion: null; there are no motion boxes to classify without it"])
-    manifest = Manifest.read(prepare_manifest(experiment))
+    manifest_uri = prepare_manifest(experiment)
+    manifest = Manifest.read(manifest_uri)
     if experiment.control.protocol == "leave_one_group_out":
         _groups(manifest.rows())  # says at once what is missing
     prepare([experiment])
@@ -73,6 +74,7 @@ def classify_boxes(experiment: BoxesOnlyExperiment) -> dict[str, Any]:
         "top1": asdict(outcome.top1),
         "mean_class": outcome.mean_class,
         "predictions": predictions,
+        "manifest": manifest_uri,
         "control": experiment.control.model_dump(mode="json"),
     }
     storage.write_json(storage.join(output, trial.RESULT_FILE), found)

@@ -69,7 +69,7 @@ def compare_runs(config: CompareConfig) -> Comparison:
     found = compare(a.table, b.table)
     output = storage.absolute(config.output)
     manifest = _manifest(config, (a, b))
-    names = {} if manifest is None else _names(manifest)
+    names = [] if manifest is None else manifest.class_names
     print(text_of(found, names))
     content = io.BytesIO()
     pa.csv.write_csv(found.videos, content)
@@ -98,7 +98,7 @@ def combine_epic(config: EpicConfig) -> None:
             print(f"NOT COMPARABLE: {run.name} could not read every test video")
 
 
-def text_of(found: Comparison, names: dict[int, str]) -> str:
+def text_of(found: Comparison, names: Sequence[str]) -> str:
     """The comparison for a terminal."""
     counts = found.counts
     rows = [
@@ -123,14 +123,17 @@ def text_of(found: Comparison, names: dict[int, str]) -> str:
     return "\n".join(lines)
 
 
-def _class_rows(found: Comparison, names: dict[int, str]) -> list[list[str]]:
+def _class_rows(found: Comparison, names: Sequence[str]) -> list[list[str]]:
     """The classes on which the two differ most."""
     a, b = (Counter(found.won_by(which)["label"].to_pylist()) for which in "ab")
     labels = sorted(a.keys() | b.keys(), key=lambda label: -abs(b[label] - a[label]))
     return [
-        [names.get(label, str(label)), str(a[label]), str(b[label])]
-        for label in labels[:CLASSES_SHOWN]
+        [_named(names, label), str(a[label]), str(b[label])] for label in labels[:CLASSES_SHOWN]
     ]
+
+
+def _named(names: Sequence[str], label: int) -> str:
+    return names[label] if label < len(names) else str(label)
 
 
 def _manifest(config: CompareConfig, runs: Sequence[Predictions]) -> Manifest | None:
@@ -139,17 +142,11 @@ def _manifest(config: CompareConfig, runs: Sequence[Predictions]) -> Manifest | 
     return Manifest.read(storage.absolute(uris[0])) if uris else None
 
 
-def _names(manifest: Manifest) -> dict[int, str]:
-    labels = manifest.table["label"].to_pylist()
-    names = manifest.table["label_name"].to_pylist()
-    return {label: name for label, name in zip(labels, names, strict=True) if name is not None}
-
-
 def _write_sheet(
     found: Comparison,
     which: str,
     manifest: Manifest,
-    names: dict[int, str],
+    names: Sequence[str],
     num_shown: int,
     output: str,
 ) -> None:
@@ -168,8 +165,7 @@ def _write_sheet(
             print(f"no thumbnail: {error}")
             continue
         label, right, wrong = (
-            names.get(row[key], str(row[key]))
-            for key in ("label", f"predicted_{which}", f"predicted_{other}")
+            _named(names, row[key]) for key in ("label", f"predicted_{which}", f"predicted_{other}")
         )
         thumbnails.append(Thumbnail(row["id"], frames, label, right, wrong))
     if not thumbnails:

@@ -7,7 +7,6 @@ Under `<root>/evaluations/<key>/` lie `predictions.parquet` (a row per video, lo
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -210,22 +209,10 @@ def _result(
     }
 
 
-def class_names(manifest: Manifest) -> Sequence[str]:
-    """A name per class; its number where the manifest gives none."""
-    named = dict(
-        zip(
-            manifest.table["label"].to_pylist(),
-            manifest.table["label_name"].to_pylist(),
-            strict=True,
-        )
-    )
-    return [named.get(label) or str(label) for label in range(manifest.num_classes)]
-
-
 def _keep(evaluation: Evaluation, result: dict[str, Any], manifest: Manifest, folder: str) -> None:
     table = evaluation.predictions
     storage.write_table(storage.join(folder, "predictions.parquet"), table)
-    names = class_names(manifest)
+    names = manifest.class_names
     matrix = confusion_matrix(table["label"], table["predicted"], len(names))
     content = io.BytesIO()
     pa.csv.write_csv(confusion_table(matrix, names), content)

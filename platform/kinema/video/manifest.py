@@ -95,6 +95,15 @@ class Manifest:
             raise ManifestError("no video of the manifest has a label")
         return self._num_used
 
+    @cached_property
+    def class_names(self) -> list[str]:
+        """A name per class: the defined one, or that of its videos, else its number."""
+        if self.classes is not None:
+            return list(self.classes)
+        labels, names = (self.table[name].to_pylist() for name in ("label", "label_name"))
+        named = dict(zip(labels, names, strict=True))
+        return [named.get(label) or str(label) for label in range(self._num_used)]
+
     @property
     def _num_used(self) -> int:
         """One more than the largest label."""
