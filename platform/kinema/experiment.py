@@ -218,6 +218,12 @@ class SweepExperiment(Experiment):
         return Experiment.model_validate(self.model_dump(mode="json", exclude={"sweep"}))
 
 
+class AnyExperiment(Experiment):
+    """For jobs that take any experiment's file, and of a sweep's read its base alone."""
+
+    sweep: SweepConfig | None = Field(None, description="not read; a sweep's file can be given")
+
+
 _NOT_RESULTS = {"name", "paper", "method", "storage", "loader", "compute", "extraction"}
 _PRETRAINING = {"seed", "data", "motion", "model", "mask", "target", "pretrain"}
 

@@ -22,7 +22,7 @@ from kinema import storage
 from kinema.config import fingerprint
 from kinema.errors import ConfigError, KinemaError
 from kinema.evaluation.statistics import Interval, bootstrap_interval
-from kinema.experiment import Experiment, SweepConfig
+from kinema.experiment import AnyExperiment
 from kinema.figures.box_agreement import SCORES, sheet, text_of, tile_rows
 from kinema.motion.agreement import Agreement, VideoBoxes, compare
 from kinema.motion.annotated import Rows, frame_boxes
@@ -38,7 +38,7 @@ AGREEMENT_VERSION = 1
 """Part of every result's name; raise it when what is computed changes."""
 
 
-class BoxAgreementExperiment(Experiment):
+class BoxAgreementExperiment(AnyExperiment):
     """An experiment whose motion boxes are compared with annotated ones."""
 
     boxes: str | None = Field(
@@ -52,7 +52,6 @@ class BoxAgreementExperiment(Experiment):
     num_pictures: NonNegativeInt = Field(
         3, description="contact sheets of the best videos, and as many of the worst"
     )
-    sweep: SweepConfig | None = Field(None, description="not used; a sweep's file can be given")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from kinema import storage, trial
 from kinema.config import fingerprint
@@ -25,7 +24,7 @@ from kinema.evaluation.boxes_only import (
     classify_split,
     video_features,
 )
-from kinema.experiment import Experiment, SweepConfig
+from kinema.experiment import AnyExperiment, Experiment
 from kinema.figures.table import TextTable
 from kinema.motion.extractor import EXTRACTOR_VERSION
 from kinema.pipelines.prepare import prepare, prepare_manifest
@@ -38,11 +37,10 @@ CONTROL_VERSION = 1
 """Part of every result's name; raise it when what is computed changes."""
 
 
-class BoxesOnlyExperiment(Experiment):
+class BoxesOnlyExperiment(AnyExperiment):
     """An experiment of whose clips the control sees the motion boxes."""
 
     control: BoxesOnlyConfig = BoxesOnlyConfig()
-    sweep: SweepConfig | None = Field(None, description="not used; a sweep's file can be given")
 
 
 def classify_boxes(experiment: BoxesOnlyExperiment) -> dict[str, Any]:

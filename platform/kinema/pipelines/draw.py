@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 
 from kinema import storage
 from kinema.errors import ConfigError
-from kinema.experiment import Experiment
+from kinema.experiment import AnyExperiment
 from kinema.figures.clips import clip_figure
 from kinema.motion.flow import AnnotatedBoxes, CodecVectors
 from kinema.pipelines.cluster import connect
@@ -22,7 +22,7 @@ from kinema.video.manifest import Manifest
 DPI = 110
 
 
-class DrawExperiment(Experiment):
+class DrawExperiment(AnyExperiment):
     """An experiment, and which of its clips to draw."""
 
     num_clips: PositiveInt = Field(4, description="clips to draw, spread over the training split")

@@ -21,7 +21,7 @@ from kinema.evaluation.confusion import confusion_matrix, confusion_table
 from kinema.evaluation.epic import action_parts, marginal_accuracies
 from kinema.evaluation.multiview import Evaluation, judge
 from kinema.evaluation.readout import ReadoutConfig
-from kinema.experiment import Experiment
+from kinema.experiment import AnyExperiment, Experiment
 from kinema.figures.confusion import confusion_figure
 from kinema.pipelines.cluster import connect
 from kinema.pipelines.prepare import Prepared, prepare
@@ -35,7 +35,7 @@ DPI = 150
 SHOWN = 5
 
 
-class EvaluateExperiment(Experiment):
+class EvaluateExperiment(AnyExperiment):
     """An experiment whose classifier is tested: that of its own run, or another one."""
 
     checkpoint: str | None = Field(
