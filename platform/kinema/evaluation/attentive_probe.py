@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from einops import rearrange, reduce, repeat
+from einops import repeat
 from numpy.typing import NDArray
 from pydantic import (
     Field,
@@ -23,6 +23,7 @@ from kinema.errors import ConfigError
 from kinema.evaluation.features import Features
 from kinema.evaluation.gradient_probe import train_on_views, view_probabilities
 from kinema.evaluation.probe_rule import ProbeRule, Setting
+from kinema.evaluation.readout import token_grid
 from kinema.models.cross_attention import CrossAttention
 from kinema.models.vit import NORM_EPS, ViTConfig, init_weights
 
@@ -148,25 +149,3 @@ class AttentiveClassifier(nn.Module):
         """Tokens (B, N, D) -> logits (B, classes)."""
         logits: Tensor = self.head(self.pooled(tokens))
         return logits
-
-
-def token_grid(vit: ViTConfig) -> tuple[int, int, int]:
-    """Slots, rows and columns of the tokens that an encoder gives."""
-    grid = vit.grid
-    return grid.slots, grid.height // vit.pool, grid.width // vit.pool
-
-
-def pool_slots(
-    tokens: NDArray[np.floating], grid: tuple[int, int, int], side: int
-) -> NDArray[np.float16]:
-    """Average the tokens of every slot: tokens (..., N, D) -> (..., slots * side^2, D)."""
-    slots, rows, columns = grid
-    *above, _, dim = tokens.shape
-    cells = rearrange(
-        tokens.reshape(-1, slots, rows, columns, dim).astype(np.float32),
-        "b t (h p) (w q) d -> b t h p w q d",
-        h=side,
-        w=side,
-    )
-    means = reduce(cells, "b t h p w q d -> b (t h w) d", "mean")
-    return means.reshape(*above, slots * side * side, dim).astype(np.float16)
