@@ -222,7 +222,7 @@ def test_attention_finds_the_one_token_that_tells() -> None:
         return Features(plain.ids, values, plain.labels, plain.groups)
 
     train, test = hidden(300, 0), hidden(80, 1)
-    probe = AttentiveProbe(heads=4, epochs=15, batch_size=30, lr=[3e-3])
+    probe = AttentiveProbe(heads=4, epochs=40, batch_size=30, lr=[3e-3])
     found = accuracy(official(probe, train, test, CLASSES, 0, CPU))
     means = [
         Features(part.ids, part.values.mean(axis=2), part.labels, part.groups)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -116,7 +117,7 @@ class Asked:
     manifest: Manifest
     weights: str | None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Names the result: encoder, clips, probe and protocol; not where anything lies."""
         config = self.experiment.readout(self.weights)
@@ -202,8 +203,9 @@ def probe(asked: Asked) -> dict[str, Any]:
         "features", asked.manifest_uri, entries, config, experiment.root, experiment.reading
     )
     values = dict(zip(readout.ids, readout.values, strict=True))
-    parts = [features_of(part, values) for part in (fitted, tested) if part]
-    answer = _fit_on_cluster(experiment, parts, manifest.num_classes)
+    train = None if by_group else features_of(fitted, values)
+    test = features_of(tested, values)
+    answer = _fit_on_cluster(experiment, train, test, manifest.num_classes)
     test_ids = {entry.id for entry in tested}
     evaluation = judge_probabilities(
         answer.about.ids,
@@ -219,7 +221,7 @@ def probe(asked: Asked) -> dict[str, Any]:
         "encoder": asked.weights,
         "tested_on": "each group" if by_group else splits.tested_on,
         "num_tested": len(evaluation.predictions),
-        "num_fitted": None if by_group else len(parts[0]),
+        "num_fitted": None if train is None else len(train),
         "chance": 1 / manifest.num_classes,
         "comparable": evaluation.comparable,
         "failures": readout.failures,
@@ -251,7 +253,7 @@ def _announce(experiment: ProbeExperiment, num_videos: int) -> None:
 
 
 def _fit_on_cluster(
-    experiment: ProbeExperiment, parts: Sequence[Features], num_classes: int
+    experiment: ProbeExperiment, train: Features | None, test: Features, num_classes: int
 ) -> Answer:
     """Fit where the cluster has what a training worker asks for."""
     bundle = bundles(experiment)[0]
@@ -259,22 +261,23 @@ def _fit_on_cluster(
     task = ray.remote(_fit).options(
         num_cpus=bundle["CPU"], num_gpus=1 if experiment.compute.use_gpu else 0
     )
+    settings = experiment.model_dump(mode="json")
     try:
-        answer: Answer = ray.get(
-            task.remote(experiment.model_dump(mode="json"), list(parts), num_classes)
-        )
+        answer: Answer = ray.get(task.remote(settings, train, test, num_classes))
     except RayTaskError as error:
         raise error.cause from error
     return answer
 
 
-def _fit(settings: Mapping[str, Any], parts: Sequence[Features], num_classes: int) -> Answer:
+def _fit(
+    settings: Mapping[str, Any], train: Features | None, test: Features, num_classes: int
+) -> Answer:
     experiment = ProbeExperiment.model_validate(settings)
     torch.set_num_threads(max(1, int(experiment.compute.cpus_per_worker)))
     device = torch.device("cuda" if experiment.compute.use_gpu else "cpu")
-    if experiment.protocol == "leave_one_group_out":
-        return leave_one_group_out(experiment.probe, *parts, num_classes, experiment.seed, device)
-    return official(experiment.probe, *parts, num_classes, experiment.seed, device)
+    if train is None:
+        return leave_one_group_out(experiment.probe, test, num_classes, experiment.seed, device)
+    return official(experiment.probe, train, test, num_classes, experiment.seed, device)
 
 
 def _groups(
