@@ -20,7 +20,7 @@ DPI = 200
 CELL = 1.05, 0.62
 """Width and height of a cell, inches."""
 BLUES = LinearSegmentedColormap.from_list("blues", ["#f3f7fb", "#9cc4e4", "#2f78b7", "#0b3d6e"])
-DARK = 0.5
+DARK = 0.56
 """Share of the scale from which on a cell's text is white."""
 MISSING = "#e6e6e6"
 
@@ -70,7 +70,8 @@ def transfer_notes(rows: Sequence[Row]) -> list[str]:
     done = [row for row in rows if "top1" in row]
     if done:
         lines.append(
-            "Top-1 accuracy, %; intervals: bootstrap over test videos, 95 %; one run each."
+            "Rows: sources; columns: targets. Top-1, %; intervals: bootstrap over videos, 95 %; one run"
+            " each."
         )
     for target in _names(done, "target"):
         about = [row for row in done if row["target"] == target]

@@ -195,6 +195,14 @@ def probe(asked: Asked) -> dict[str, Any]:
     splits = trial.split(experiment, manifest)
     by_group = experiment.protocol == "leave_one_group_out"
     tested = _labelled(manifest.rows() if by_group else splits.test)
+    alone = [entry.id for entry in tested if entry.group is None]
+    if by_group and alone:
+        raise ConfigError(
+            [
+                f"protocol=leave_one_group_out: {len(alone)} videos have no group, such as"
+                f" {alone[0]}; index them with jobs/index_videos.py group=..."
+            ]
+        )
     fitted = [] if by_group else _labelled(splits.pretrain)
     entries = [*fitted, *tested]
     _announce(experiment, len(entries))
