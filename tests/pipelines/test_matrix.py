@@ -72,8 +72,8 @@ def test_sources_run_no_more_than_their_cells_need(tmp_path: Path) -> None:
 def test_cell_is_the_targets_videos_under_the_sources_network(tmp_path: Path) -> None:
     experiment = matrix(
         tmp_path,
-        "transfer.sources.plain={model: {depth: 2}}",
-        "transfer.targets.textured={finetune.epochs: 3}",
+        "transfer.sources.plain.model.depth=2",
+        "transfer.targets.textured.finetune.epochs=3",
     )
     sources, data = plan_sources(experiment), Data()
     by_name = {place.name: place for place in places(experiment.transfer)}
@@ -138,9 +138,9 @@ def test_a_source_that_fails_ends_no_other_cell(
         "pretrain.optim.warmup_epochs=0",
         "pretrain.decoder={embed_dim: 16, depth: 1, num_heads: 2}",
         "finetune={epochs: 1, optim: {warmup_epochs: 0}}",
-        "transfer.targets={plain: {data.synthetic: {num_train: 32}}, textured: {}}",
         "transfer.skip=[{target: textured}, {source: random weights, protocol: direct}]",
-        "transfer.sources.textured={pretrain: null, encoder: /nowhere/encoder.safetensors}",
+        "transfer.sources.textured.pretrain=null",
+        "transfer.sources.textured.encoder=/nowhere/encoder.safetensors",
         "compute.max_failures=0",
     )
     assert transfer(experiment) == 1

@@ -134,7 +134,7 @@ def run_direct(test: DirectTest) -> dict[str, Any]:
         return done
     started = time.time()
     labels = source_labels(test.source_manifest, test.manifest)
-    split, entries = tested(test.manifest)
+    split, entries = tested_split(test.manifest)
     motion = test.source.motion if "boxes" in test.source.head.needs else None
     readout = read_out(
         "direct test",
@@ -172,8 +172,8 @@ def run_direct(test: DirectTest) -> dict[str, Any]:
     return outcome
 
 
-def tested(manifest: Manifest) -> tuple[str, list[Entry]]:
-    """The split that a target is tested on, and its labelled videos.
+def tested_split(manifest: Manifest) -> tuple[str, list[Entry]]:
+    """The split that is tested, test before validation, and its labelled videos.
 
     Raises:
         ConfigError: it has neither a test nor a validation split.
@@ -182,4 +182,4 @@ def tested(manifest: Manifest) -> tuple[str, list[Entry]]:
         entries = [e for e in manifest.select(split).rows() if e.label is not None]
         if entries:
             return split, entries
-    raise ConfigError(["the target's manifest has no labelled video to test on"])
+    raise ConfigError(["the manifest has no labelled video in split 'test' or 'validation'"])

@@ -29,6 +29,7 @@ from kinema.evaluation.probes import Answer, Probe, leave_one_group_out, officia
 from kinema.evaluation.readout import ReadoutConfig
 from kinema.experiment import Experiment
 from kinema.pipelines.cluster import connect, require
+from kinema.pipelines.direct import tested_split
 from kinema.pipelines.prepare import Prepared, prepare_manifest
 from kinema.pipelines.readout import ReadingConfig, read_out, readout_key
 from kinema.pipelines.single import accuracy_line, complete
@@ -192,9 +193,9 @@ def probe(asked: Asked) -> dict[str, Any]:
         return done
     started = time.time()
     experiment, manifest = asked.experiment, asked.manifest
-    splits = trial.split(experiment, manifest)
     by_group = experiment.protocol == "leave_one_group_out"
-    tested = _labelled(manifest.rows() if by_group else splits.test)
+    split, tested = ("each group", manifest.rows()) if by_group else tested_split(manifest)
+    tested = [entry for entry in tested if entry.label is not None]
     alone = [entry.id for entry in tested if entry.group is None]
     if by_group and alone:
         raise ConfigError(
@@ -203,7 +204,8 @@ def probe(asked: Asked) -> dict[str, Any]:
                 f" {alone[0]}; index them with jobs/index_videos.py group=..."
             ]
         )
-    fitted = [] if by_group else _labelled(splits.pretrain)
+    trained = manifest.select("train").rows()
+    fitted = [] if by_group else [entry for entry in trained if entry.label is not None]
     entries = [*fitted, *tested]
     _announce(experiment, len(entries))
     config = experiment.readout(asked.weights)
@@ -227,24 +229,20 @@ def probe(asked: Asked) -> dict[str, Any]:
         "probe": experiment.probe.name,
         "protocol": experiment.protocol,
         "encoder": asked.weights,
-        "tested_on": "each group" if by_group else splits.tested_on,
+        "tested_on": split,
         "num_tested": len(evaluation.predictions),
         "num_fitted": None if train is None else len(train),
         "chance": 1 / manifest.num_classes,
         "comparable": evaluation.comparable,
         "failures": readout.failures,
         "settings": dict(answer.settings),
-        "groups": _groups(experiment, splits, answer) if by_group else {},
+        "groups": _groups(experiment, trained, answer) if by_group else {},
         "predictions": predictions,
         "metrics": evaluation.metrics("probe"),
         "seconds": time.time() - started,
     }
     storage.write_json(storage.join(asked.folder, trial.RESULT_FILE), outcome)
     return outcome
-
-
-def _labelled(entries: Sequence[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry.label is not None]
 
 
 def _announce(experiment: ProbeExperiment, num_videos: int) -> None:
@@ -289,12 +287,12 @@ def _fit(
 
 
 def _groups(
-    experiment: ProbeExperiment, splits: trial.Splits, answer: Answer
+    experiment: ProbeExperiment, trained: Sequence[Entry], answer: Answer
 ) -> dict[str, dict[str, Any]]:
     """Accuracy of each group, and whether the encoder was pretrained on clips of it."""
     seen: set[str] = set()
     if experiment.pretrain is not None:
-        used = keep_clips(splits.pretrain, experiment.pretrain.clip_share, experiment.seed)
+        used = keep_clips(trained, experiment.pretrain.clip_share, experiment.seed)
         seen = {entry.group or entry.id for entry in used}
     unseen = UNKNOWN if experiment.encoder is not None else UNSEEN
     groups: NDArray[np.str_] = np.array(answer.about.groups)
