@@ -70,8 +70,8 @@ def transfer_notes(rows: Sequence[Row]) -> list[str]:
     done = [row for row in rows if "top1" in row]
     if done:
         lines.append(
-            "Rows: sources; columns: targets. Top-1, %; intervals: bootstrap over videos, 95 %; one run"
-            " each."
+            "Rows: sources; columns: targets. Top-1, %; intervals: bootstrap over videos, 95 %; one"
+            " run each."
         )
     for target in _names(done, "target"):
         about = [row for row in done if row["target"] == target]
