@@ -44,6 +44,8 @@ def drawn(
     labels = np.arange(count) % CLASSES
     values = rng.normal(size=(count, *shape)).astype(np.float32)
     values[np.arange(count), ..., labels] += carries * 3
+    for array in (values, labels):
+        array.setflags(write=False)  # as Ray hands them over
     groups = [f"g{i if num_groups is None else (i // CLASSES) % num_groups}" for i in range(count)]
     return Features(tuple(f"v{i:03}" for i in range(count)), values, labels, tuple(groups))
 

@@ -80,4 +80,4 @@ def _batches(flat: NDArray[np.floating], batch_size: int, device: torch.device) 
 
 
 def _tensor(values: NDArray[np.floating], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device).float()
+    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -44,7 +44,7 @@ class KnnProbe(ProbeRule):
     ) -> NDArray[np.float32]:
         """See `ProbeRule.fit_predict`; probabilities are shares of the votes."""
         bank = F.normalize(_directions(train.values, device).mean(dim=1), dim=-1)
-        labels = torch.from_numpy(train.labels).to(device)
+        labels = torch.tensor(train.labels, device=device)
         views = rearrange(_directions(asked, device), "n v d -> (n v) d")
         parts = [
             self._votes(part, bank, labels, num_classes) for part in torch.split(views, QUERIES)
@@ -63,4 +63,5 @@ class KnnProbe(ProbeRule):
 
 
 def _directions(values: NDArray[np.floating], device: torch.device) -> Tensor:
-    return F.normalize(torch.from_numpy(values).to(device).float(), dim=-1)
+    # copied: arrays out of Ray's object store are read-only, which torch warns about
+    return F.normalize(torch.tensor(values, dtype=torch.float32, device=device), dim=-1)
