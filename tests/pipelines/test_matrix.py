@@ -128,6 +128,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_a_source_that_fails_ends_no_other_cell(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]

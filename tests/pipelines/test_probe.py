@@ -179,6 +179,7 @@ def test_attentive_probe_reads_as_many_tokens_as_it_says(
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_job_pretrains_what_is_missing_and_probes_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
