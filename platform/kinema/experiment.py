@@ -145,7 +145,7 @@ class Experiment(Config):
             )
         if self.pretrain is not None and self.encoder is not None:
             problems.append("give either encoder or pretrain, not both; set pretrain=null")
-        if self.pretrain is None and self.finetune is None:
+        if not self.has_work:
             problems.append("pretrain and finetune are both null: nothing to do")
         for check in (
             partial(self.mask.check, self.model.grid),
@@ -183,6 +183,11 @@ class Experiment(Config):
     def root(self) -> str:
         """Absolute storage root."""
         return storage.absolute(self.storage or storage.default_root())
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything to do; a kind of experiment with a stage of its own has."""
+        return self.pretrain is not None or self.finetune is not None
 
     @property
     def needs_motion(self) -> bool:

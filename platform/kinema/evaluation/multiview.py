@@ -99,7 +99,25 @@ def judge(
     """
     if not len(ids):
         raise ValueError(f"none of {len(failures)} test videos could be read: {dict(failures)}")
-    probabilities = softmax(logits, axis=-1).mean(axis=1)
+    return judge_probabilities(ids, labels, softmax(logits, axis=-1).mean(axis=1), failures, logits)
+
+
+def judge_probabilities(
+    ids: Sequence[str],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.floating],
+    failures: Mapping[str, str],
+    logits: NDArray[np.float32] | None = None,
+) -> Evaluation:
+    """What a test gives, from what was said of each video in the end; see `judge`.
+
+    Args:
+        ids: (videos,), at least one.
+        labels: (videos,).
+        probabilities: (videos, classes).
+        failures: id -> reason of every video that could not be read.
+        logits: (videos, views, classes), to keep where there are any.
+    """
     hits = top_k_hits(probabilities, labels, 1)
     top5 = top_k_hits(probabilities, labels, 5)
     return Evaluation(

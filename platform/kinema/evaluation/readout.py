@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import reduce
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
@@ -53,6 +54,9 @@ class ReadoutConfig(Config):
     sampling: Sampling = Field(default=DenseSampling(), discriminator="name")
     reduce: Reduce = "clip"
     views: EvaluationConfig = EvaluationConfig()
+    side: PositiveInt | None = Field(
+        None, description="for tokens: average those of a slot to side x side; null = all"
+    )
 
 
 class Reader:
@@ -93,13 +97,17 @@ class Reader:
         return np.concatenate(parts)
 
     def _ask(self, clips: EvaluationClips, views: range) -> NDArray[np.float32]:
+        config = self.config
         batch = collate([clips[SampleKey(0, 0, view)] for view in views]).to(self.device)
         clip = normalise(unit_range(batch.clip))
-        if self.config.output == "logits":
+        if config.output == "logits":
             said: Tensor = self._network(clip, batch.inner)
         else:
             said = self._network(clip)
-            said = said.mean(dim=1) if self.config.output == "mean" else said
+            if config.output == "mean":
+                said = said.mean(dim=1)
+            elif config.side is not None:
+                said = pool_slots(said, token_grid(config.model), config.side)
         return np.asarray(said.float().cpu().numpy())
 
     def _source(self, entry: Entry) -> ClipSource:
@@ -112,6 +120,27 @@ class Reader:
             self._motion,
             FrameCache(HELD_BYTES),
         )
+
+
+def token_grid(vit: ViTConfig) -> tuple[int, int, int]:
+    """Slots, rows and columns of the tokens that an encoder gives."""
+    grid = vit.grid
+    return grid.slots, grid.height // vit.pool, grid.width // vit.pool
+
+
+def pool_slots(tokens: Tensor, grid: tuple[int, int, int], side: int) -> Tensor:
+    """Average the tokens of every slot: (B, N, D) -> (B, slots * side^2, D)."""
+    slots, rows, columns = grid
+    return reduce(
+        tokens,
+        "b (t h p w q) d -> b (t h w) d",
+        "mean",
+        t=slots,
+        h=side,
+        p=rows // side,
+        w=side,
+        q=columns // side,
+    )
 
 
 def _chunks(num_views: int, config: ReadoutConfig) -> Iterator[range]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from kinema import storage, trial
 from kinema.experiment import Experiment, run_key
 from kinema.pipelines.cluster import connect
@@ -20,6 +23,20 @@ def run_experiment(experiment: Experiment) -> int:
     experiment = experiment.resolved()
     storage.check_writable(experiment.root)
     connect()
+    outcome, folder = complete(experiment)
+    print(f"encoder     {outcome['encoder']}")
+    if "metrics" in outcome:
+        print(accuracy_line(outcome, "test"))
+    print(f"everything  {folder}")
+    return 0
+
+
+def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
+    """Run a resolved experiment on the connected cluster, or find it done, as a tracked run.
+
+    Returns:
+        Its result, and the folder of everything it leaves behind.
+    """
     prepared = prepare([experiment])
     digest = prepared.manifest.digest
     tracker = start_tracker(experiment.root, experiment.name)
@@ -30,14 +47,13 @@ def run_experiment(experiment: Experiment) -> int:
         close(run, None, f"{type(error).__name__}: {error}")
         raise
     close(run, outcome, None)
-    print(f"encoder     {outcome['encoder']}")
-    if "metrics" in outcome:
-        metrics = outcome["metrics"]
-        print(
-            f"top-1       {metrics['test/top1']:.1%} "
-            f"[{metrics['test/top1_low']:.1%}, {metrics['test/top1_high']:.1%}] on "
-            f"{outcome['num_tested']} clips of split {outcome['tested_on']}; "
-            f"chance {outcome['chance']:.1%}"
-        )
-    print(f"everything  {trial.run_uri(experiment, digest)}")
-    return 0
+    return outcome, trial.run_uri(experiment, digest)
+
+
+def accuracy_line(outcome: Mapping[str, Any], prefix: str) -> str:
+    """Top-1 with its interval, of what, and what chance would give."""
+    top1, low, high = (outcome["metrics"][f"{prefix}/top1{end}"] for end in ("", "_low", "_high"))
+    return (
+        f"top-1       {top1:.1%} [{low:.1%}, {high:.1%}] on {outcome['num_tested']} clips of split"
+        f" {outcome['tested_on']}; chance {outcome['chance']:.1%}"
+    )

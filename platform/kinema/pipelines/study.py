@@ -4,6 +4,7 @@ also a parent run with the table and the figure of all trials."""
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,48 +62,135 @@ def close(run: RemoteTracker, outcome: Mapping[str, Any] | None, reason: str | N
     run.finish("FINISHED")
 
 
-class Study:
-    """The tracked side of a sweep. Every run is found again by its key on every submission."""
+class Study(ABC):
+    """The tracked side of many trials. Every run is found again by its key on every submission.
+
+    Args:
+        kind: of the study, in names of folders and artifacts.
+        base: what all trials have in common.
+        key: names the study.
+        name: of the parent run.
+        prepared: the data that the parent run is tagged with.
+        extra: further params of the parent run.
+    """
 
     def __init__(
-        self, experiment: SweepExperiment, trials: Sequence[Trial], prepared: Prepared
+        self,
+        kind: str,
+        base: Experiment,
+        key: str,
+        name: str,
+        prepared: Prepared,
+        extra: Mapping[str, Any],
     ) -> None:
-        self.experiment, self.prepared = experiment, prepared
-        root = trials[0].experiment.root
-        self.tracker = start_tracker(root, experiment.name)
-        base, self.columns = experiment.base(), experiment.sweep.columns
-        self.key = fingerprint(
-            "sweep", experiment.name, sorted(self.columns), base, prepared.manifest.digest
-        )
-        name = f"sweep {' x '.join(axis.rsplit('.', 1)[-1] for axis in self.columns)}"
-        self.parent = begin(
-            self.tracker,
-            base,
-            self.key,
-            name,
-            prepared,
-            extra={"sweep.axes": ", ".join(self.columns)},
-        )
-        self.folder = storage.join(root, "sweeps", self.key)
+        self.kind, self.key = kind, key
+        self.tracker = start_tracker(base.root, base.name)
+        self.parent = begin(self.tracker, base, key, name, prepared, extra=extra)
+        self.folder = storage.join(base.root, f"{kind}s", key)
         self._runs: dict[str, RemoteTracker] = {}
 
+    @abstractmethod
+    def data(self, item: Trial) -> Prepared:
+        """The videos of a trial."""
+
+    @abstractmethod
+    def run_key(self, item: Trial) -> str:
+        """Names what a trial computes."""
+
+    @abstractmethod
     def result(self, item: Trial) -> dict[str, Any] | None:
         """The result of a trial that is done, or None."""
-        return trial.result(item.experiment, self.prepared.manifest.digest)
+
+    @abstractmethod
+    def row(self, item: Trial, failures: Mapping[str, str]) -> dict[str, Any]:
+        """One line of the study's table."""
+
+    @abstractmethod
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """The table for a terminal."""
+
+    @abstractmethod
+    def save(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+        """Write table and figures."""
+
+    def settle(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Close the runs of trials that are done; returns the others."""
+        unfinished = [item for item in trials if self.result(item) is None]
+        for item in trials:
+            if item not in unfinished:
+                self.open([item])
+                self.close(item, None)
+        print(f"{len(trials) - len(unfinished)} of {len(trials)} trials are done", flush=True)
+        return unfinished
 
     def open(self, trials: Sequence[Trial]) -> dict[str, RemoteTracker]:
-        """The runs of `trials`, below the sweep's."""
+        """The runs of `trials`, below the study's."""
         for item in trials:
-            key = run_key(item.experiment, self.prepared.manifest.digest)
+            key, data = self.run_key(item), self.data(item)
             extra = {"control": str(item.control).lower(), **item.settings}
             self._runs[item.name] = begin(
-                self.tracker, item.experiment, key, item.name, self.prepared, self.key, extra
+                self.tracker, item.experiment, key, item.name, data, self.key, extra
             )
         return {item.name: self._runs[item.name] for item in trials}
 
     def close(self, item: Trial, reason: str | None) -> None:
         """End a trial's run."""
         close(self._runs.pop(item.name), self.result(item), reason)
+
+    def publish(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show the table, keep it with the figure in storage and parent run, and end that run."""
+        print(self.table(rows), flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            for file in self.save(rows, Path(folder)):
+                storage.write_bytes(storage.join(self.folder, file.name), file.read_bytes())
+                self.parent.artifact(file, self.kind)
+        done = [row for row in rows if row["status"] == "done"]
+        if any("top1" in row for row in done):
+            self.parent.summary(
+                {f"{self.kind}/top1_best": max(row["top1"] for row in done if "top1" in row)}
+            )
+        complete = len(done) == len(rows)
+        self.parent.finish(
+            "FINISHED" if complete else "FAILED",
+            None if complete else f"{len(rows) - len(done)} of {len(rows)} trials have no result",
+        )
+        print(f"table and figure: {self.folder}", flush=True)
+
+    def abandon(self, error: BaseException) -> None:
+        """End what is still open: the study could not go on."""
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        status: Status = "KILLED" if killed else "FAILED"
+        for run in [*self._runs.values(), self.parent]:
+            run.finish(status, f"{type(error).__name__}: {error}")
+
+
+class SweepStudy(Study):
+    """The tracked side of a sweep, whose trials all use the same videos."""
+
+    def __init__(
+        self, experiment: SweepExperiment, trials: Sequence[Trial], prepared: Prepared
+    ) -> None:
+        base, self.columns = experiment.base(), experiment.sweep.columns
+        key = fingerprint(
+            "sweep", experiment.name, sorted(self.columns), base, prepared.manifest.digest
+        )
+        name = f"sweep {' x '.join(axis.rsplit('.', 1)[-1] for axis in self.columns)}"
+        self.prepared = prepared
+        super().__init__(
+            "sweep", base, key, name, prepared, {"sweep.axes": ", ".join(self.columns)}
+        )
+
+    def data(self, item: Trial) -> Prepared:
+        """The same of every trial."""
+        return self.prepared
+
+    def run_key(self, item: Trial) -> str:
+        """Of the whole run."""
+        return run_key(item.experiment, self.prepared.manifest.digest)
+
+    def result(self, item: Trial) -> dict[str, Any] | None:
+        """Of the whole run."""
+        return trial.result(item.experiment, self.prepared.manifest.digest)
 
     def row(self, item: Trial, failures: Mapping[str, str]) -> dict[str, Any]:
         """One line of the sweep's table."""
@@ -134,28 +222,10 @@ class Study:
             }
         )
 
-    def publish(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show the table, keep it with the figure in storage and parent run, and end that run."""
-        print(terminal_table(rows, self.columns), flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            for file in save_sweep(rows, self.columns, Path(folder)):
-                storage.write_bytes(storage.join(self.folder, file.name), file.read_bytes())
-                self.parent.artifact(file, "sweep")
-        done = [row for row in rows if row["status"] == "done"]
-        if any("top1" in row for row in done):
-            self.parent.summary(
-                {"sweep/top1_best": max(row["top1"] for row in done if "top1" in row)}
-            )
-        complete = len(done) == len(rows)
-        self.parent.finish(
-            "FINISHED" if complete else "FAILED",
-            None if complete else f"{len(rows) - len(done)} of {len(rows)} trials have no result",
-        )
-        print(f"table and figure: {self.folder}", flush=True)
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """A line per trial, and notes."""
+        return terminal_table(rows, self.columns)
 
-    def abandon(self, error: BaseException) -> None:
-        """End what is still open: the sweep could not go on."""
-        killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        status: Status = "KILLED" if killed else "FAILED"
-        for run in [*self._runs.values(), self.parent]:
-            run.finish(status, f"{type(error).__name__}: {error}")
+    def save(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+        """See `save_sweep`."""
+        return save_sweep(rows, self.columns, folder)

@@ -21,8 +21,8 @@ from kinema.experiment import (
 )
 from kinema.pipelines.cluster import connect
 from kinema.pipelines.prepare import Prepared, prepare
-from kinema.pipelines.study import Study
-from kinema.pipelines.tuning import Trial, run_trials
+from kinema.pipelines.study import SweepStudy
+from kinema.pipelines.tuning import Trial, run_trials, scheduler_of, training
 from kinema.randomness import keyed_rng
 
 
@@ -100,19 +100,21 @@ def sweep(experiment: SweepExperiment) -> int:
     connect()
     storage.check_writable(trials[0].experiment.root)
     prepared = prepare([item.experiment for item in trials])
-    study = Study(experiment, trials, prepared)
+    study = SweepStudy(experiment, trials, prepared)
     try:
-        for item in trials:
-            if study.result(item) is not None:
-                study.open([item])
-                study.close(item, None)
-        unfinished = [item for item in trials if study.result(item) is None]
-        print(f"{len(trials) - len(unfinished)} of {len(trials)} trials are done", flush=True)
+        unfinished = study.settle(trials)
         failures: dict[str, str] = {}
         for batch in (shared_pretraining(unfinished, prepared), unfinished):
             if not failures:
-                runs = study.open(batch)
-                failures = run_trials(batch, prepared, runs, experiment, study.close)
+                failures = run_trials(
+                    batch,
+                    training(prepared),
+                    study.open(batch),
+                    study.close,
+                    study=experiment,
+                    max_concurrent=experiment.sweep.max_concurrent,
+                    scheduler=scheduler_of(experiment),
+                )
         rows = [study.row(item, failures) for item in trials]
         study.publish(rows)
     except BaseException as error:

@@ -36,32 +36,54 @@ OnEnd = Callable[[Trial, str | None], None]
 """Called on the driver as (trial, reason of its failure or None) when a trial ends."""
 
 
+Work = Callable[[Trial, RemoteTracker], object]
+"""What a trial does, in a process of its own."""
+
+
+def training(prepared: Prepared) -> Work:
+    """Work that runs a trial's experiment on `prepared` data and tells Tune of its epochs."""
+    uri, digest = prepared.manifest_uri, prepared.manifest.digest
+
+    def work(item: Trial, run: RemoteTracker) -> None:
+        reports = _FinetuneReports()  # type: ignore[no-untyped-call]
+        train(item.experiment, uri, digest, run, [reports])
+
+    return work
+
+
 def run_trials(
     trials: Sequence[Trial],
-    prepared: Prepared,
+    work: Work,
     trackers: Mapping[str, RemoteTracker],
-    experiment: SweepExperiment,
     on_end: OnEnd,
+    *,
+    study: Experiment,
+    max_concurrent: int | None,
+    scheduler: ASHAScheduler | None = None,
 ) -> dict[str, str]:
-    """Run trials on the cluster, several at a time; returns the reason of each one that failed."""
+    """Run trials on the cluster, several at a time; returns the reason of each one that failed.
+
+    Args:
+        trials: names are unique, and all ask for what the first one asks for.
+        work: what each does.
+        trackers: the run of each trial, by its name.
+        on_end: told when a trial ends.
+        study: what the trials belong to; it has their name and storage root.
+        max_concurrent: at most this many at once; None = as many as fit.
+        scheduler: stops trials that lag.
+    """
     if not trials:
         return {}
     per_trial = bundles(trials[0].experiment)
-    require(per_trial, f"each trial of sweep {experiment.name}")
+    require(per_trial, f"each trial of {study.name}")
     driver = driver_resources()
-    wanted = min(experiment.sweep.max_concurrent or len(trials), len(trials))
+    wanted = min(max_concurrent or len(trials), len(trials))
     concurrent = max_concurrent_trials(per_trial, driver, wanted)
     by_name = {item.name: item for item in trials}
 
     def trainable(config: dict[str, Any]) -> None:
         item = by_name[config["trial"]]
-        train(
-            item.experiment,
-            prepared.manifest_uri,
-            prepared.manifest.digest,
-            trackers[item.name],
-            [_FinetuneReports()],  # type: ignore[no-untyped-call]
-        )
+        work(item, trackers[item.name])
 
     # Tune's old console is silent at verbose=0, its new one is not; `_Progress` says what matters.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
@@ -69,12 +91,10 @@ def run_trials(
     tuner = tune.Tuner(
         tune.with_resources(trainable, driver),
         param_space={"trial": tune.grid_search(list(by_name))},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=concurrent, scheduler=_scheduler(experiment)
-        ),
+        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, scheduler=scheduler),
         run_config=tune.RunConfig(
-            name=f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=storage.join(experiment.root, "tune"),
+            name=f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=storage.join(study.root, "tune"),
             callbacks=[progress],
             verbose=0,
         ),
@@ -93,7 +113,8 @@ def driver_resources() -> dict[str, float]:
     return {"CPU": 0.01}
 
 
-def _scheduler(experiment: SweepExperiment) -> ASHAScheduler | None:
+def scheduler_of(experiment: SweepExperiment) -> ASHAScheduler | None:
+    """ASHA over the trials of a sweep that asks for it and finetunes."""
     asha = experiment.sweep.scheduler
     if asha is None or experiment.finetune is None:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,6 +96,20 @@ class FinetuneTask:
     encoder_uri: str | None
 
 
+def holdout_groups(groups: Iterable[str], seed: int) -> set[str]:
+    """A fixed tenth of the groups, at least one of them and never all.
+
+    Raises:
+        ConfigError: there is one group only.
+    """
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise ConfigError(["data: one group of training clips cannot be split for validation"])
+    count = min(max(1, round(HOLDOUT_SHARE * len(names))), len(names) - 1)
+    chosen = keyed_rng(seed, "holdout").choice(len(names), count, replace=False)
+    return {names[i] for i in chosen}
+
+
 def split_holdout(entries: Sequence[Entry], seed: int) -> tuple[list[Entry], list[Entry]]:
     """Set a fixed tenth of the training clips aside for choosing the best epoch.
 
@@ -105,12 +119,7 @@ def split_holdout(entries: Sequence[Entry], seed: int) -> tuple[list[Entry], lis
     Raises:
         ConfigError: too few clips or groups to set any aside.
     """
-    groups = sorted({entry.group or entry.id for entry in entries})
-    if len(groups) < 2:
-        raise ConfigError(["data: one group of training clips cannot be split for validation"])
-    count = min(max(1, round(HOLDOUT_SHARE * len(groups))), len(groups) - 1)
-    chosen = keyed_rng(seed, "holdout").choice(len(groups), count, replace=False)
-    aside = {groups[i] for i in chosen}
+    aside = holdout_groups([entry.group or entry.id for entry in entries], seed)
     return (
         [entry for entry in entries if (entry.group or entry.id) not in aside],
         [entry for entry in entries if (entry.group or entry.id) in aside],

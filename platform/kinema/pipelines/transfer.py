@@ -1,0 +1,430 @@
+"""The transfer matrix: encoders of several sources on several targets, by several protocols.
+
+MOFO's appendix (Table 3) and MGM (Tables 2 and 3). Every cell is a run or a probe of its own key,
+so a matrix that was stopped goes on, and cells that other experiments have done are found.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from kinema import storage, trial
+from kinema.config import Config, fingerprint
+from kinema.errors import ConfigError, KinemaError
+from kinema.evaluation.attentive_probe import AttentiveProbe
+from kinema.evaluation.knn_probe import KnnProbe
+from kinema.evaluation.linear_probe import LinearProbe
+from kinema.experiment import Experiment, run_key
+from kinema.figures.transfer import save_transfer, transfer_text
+from kinema.pipelines.cluster import connect
+from kinema.pipelines.direct import DirectTest, run_direct
+from kinema.pipelines.prepare import Prepared, prepare, prepare_manifest
+from kinema.pipelines.probe import Asked, ProbeExperiment, probe
+from kinema.pipelines.readout import ReadingConfig
+from kinema.pipelines.study import Study
+from kinema.pipelines.tracker import RemoteTracker
+from kinema.pipelines.train import train
+from kinema.pipelines.tuning import Trial, run_trials
+from kinema.training.pretrain import ENCODER_FILE
+from kinema.video.manifest import Manifest
+
+TransferProtocol = Literal["finetune", "linear", "knn", "attentive", "direct"]
+
+
+class TransferConfig(Config):
+    """Rows, columns and panels of the matrix."""
+
+    sources: dict[str, dict[str, Any]] = Field(
+        min_length=1,
+        description="by name, overrides that give an encoder: data.manifest to pretrain on; or"
+        " encoder=FILE and pretrain=null; or pretrain=null alone, for random weights",
+    )
+    targets: dict[str, dict[str, Any]] = Field(
+        min_length=1,
+        description="by name, overrides that give videos (data.manifest) and their recipe",
+    )
+    protocols: list[TransferProtocol] = Field(
+        ["finetune"],
+        min_length=1,
+        description="finetune, a probe, or direct: the classifier that was finetuned on the"
+        " source's own videos, tested on the target's without training (MGM, Table 3)",
+    )
+    skip: list[dict[Literal["source", "target", "protocol"], str]] = Field(
+        [], description="cells left out: those that have all the values of an entry"
+    )
+    linear: LinearProbe = LinearProbe()
+    knn: KnnProbe = KnnProbe()
+    attentive: AttentiveProbe = AttentiveProbe()
+    max_concurrent: PositiveInt | None = Field(None, description="trainings at once")
+
+    @model_validator(mode="after")
+    def _known(self) -> TransferConfig:
+        known: dict[str, list[str]] = {
+            "source": list(self.sources),
+            "target": list(self.targets),
+            "protocol": [*self.protocols],
+        }
+        for entry in self.skip:
+            for key, value in entry.items():
+                if value not in known[key]:
+                    raise ValueError(f"skip names {key} '{value}'; known: {', '.join(known[key])}")
+        return self
+
+
+class TransferExperiment(Experiment):
+    """An experiment, and the sources, targets and protocols that change it."""
+
+    transfer: TransferConfig
+    reading: ReadingConfig = ReadingConfig()
+
+    @property
+    def has_work(self) -> bool:
+        """There is a matrix."""
+        return True
+
+    def base(self) -> Experiment:
+        """The experiment that sources and targets vary.
+
+        Raises:
+            ConfigError: it has neither a pretraining nor a finetuning.
+        """
+        own = {"transfer", "reading"}
+        return Experiment.model_validate(self.model_dump(mode="json", exclude=own))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell before anything exists."""
+
+    source: str
+    target: str
+    protocol: TransferProtocol
+
+    @property
+    def name(self) -> str:
+        """For people and as a key within the matrix."""
+        return f"{self.source} to {self.target}, {self.protocol}"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What tells it from other cells."""
+        return {"source": self.source, "target": self.target, "protocol": self.protocol}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder comes from, and what is left to do to have it.
+
+    Attributes:
+        experiment: as given, resolved.
+        run: pretraining, and finetuning where a classifier is tested directly; None where the
+            encoder exists as a file or has random weights.
+    """
+
+    name: str
+    experiment: Experiment
+    run: Experiment | None
+
+
+@dataclass(frozen=True)
+class Cell(Trial):
+    """A cell of the matrix, or the run that a source needs. `test` is None where it trains."""
+
+    prepared: Prepared | None = None
+    test: Asked | DirectTest | None = None
+
+
+def places(config: TransferConfig) -> list[Place]:
+    """All cells, protocol by protocol, without those that are skipped."""
+    every = itertools.product(config.protocols, config.sources, config.targets)
+    cells = [Place(source, target, protocol) for protocol, source, target in every]
+    return [
+        cell
+        for cell in cells
+        if not any(all(cell.settings[k] == v for k, v in entry.items()) for entry in config.skip)
+    ]
+
+
+def plan_sources(experiment: TransferExperiment) -> dict[str, Source]:
+    """Every source that a cell uses, by name.
+
+    Raises:
+        ConfigError: its overrides give no valid experiment.
+    """
+    base, sources = experiment.base().resolved(), {}
+    cells = places(experiment.transfer)
+    for name, overrides in experiment.transfer.sources.items():
+        protocols = {cell.protocol for cell in cells if cell.source == name}
+        if not protocols:
+            continue
+        chosen = base.varied(overrides).resolved()
+        run = None
+        if "direct" in protocols:
+            if chosen.finetune is None:
+                raise ConfigError([f"transfer.sources.{name}: direct needs a finetune section"])
+            run = chosen
+        elif chosen.pretrain is not None:
+            run = pretraining_of(chosen)
+        sources[name] = Source(name, chosen, run)
+    return sources
+
+
+def pretraining_of(experiment: Experiment) -> Experiment:
+    """The part of an experiment that makes its encoder."""
+    return experiment.varied({"finetune": None, "head": {"name": "plain"}})
+
+
+def cell_experiment(
+    experiment: TransferExperiment, place: Place, source: Source, weights: str | None
+) -> Experiment:
+    """What a cell trains or probes: the target's videos and recipe, the source's network.
+
+    Masks and targets of pretraining play no part, and motion only where the head reads it.
+
+    Raises:
+        ConfigError: the target's overrides give no valid experiment.
+    """
+    given = experiment.transfer.targets[place.target]
+    encoder = {"pretrain": None, "encoder": weights}
+    network = {"model": source.experiment.model.model_dump(mode="json")}
+    plain = {"mask": {"name": "tube"}, "target": {"name": "pixel"}}
+    changed = experiment.base().resolved().varied({**given, **plain, **encoder, **network})
+    if not changed.head.needs:
+        changed = changed.varied({"motion": None})
+    return changed.resolved()
+
+
+class Data:
+    """Manifests and motion of every experiment of a matrix, each prepared once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Prepared] = {}
+
+    def of(self, experiment: Experiment, motion: bool = True) -> Prepared:
+        """The videos of an experiment, with their motion where that is read."""
+        key = fingerprint(experiment.data, experiment.motion if motion else None)
+        if key not in self._known:
+            if motion:
+                self._known[key] = prepare([experiment])
+            else:
+                uri = prepare_manifest(experiment)
+                self._known[key] = Prepared(uri, Manifest.read(uri))
+        return self._known[key]
+
+
+def encoder_of(source: Source, data: Data) -> str | None:
+    """Weights of a source's encoder, which may yet have to be made; None = random."""
+    if source.experiment.pretrain is None:
+        return source.experiment.encoder
+    digest = data.of(source.experiment).manifest.digest
+    folder = trial.pretrained_uri(pretraining_of(source.experiment), digest)
+    return storage.join(folder, ENCODER_FILE)
+
+
+def build_cell(experiment: TransferExperiment, place: Place, source: Source, data: Data) -> Cell:
+    """A cell whose source exists."""
+    if place.protocol == "direct":
+        tested = cell_experiment(experiment, place, source, None).data
+        target = source.experiment.model_copy(update={"data": tested})
+        prepared = data.of(target, motion="boxes" in target.head.needs)
+        own = data.of(source.experiment)
+        direct = DirectTest(
+            source.experiment,
+            own.manifest,
+            prepared.manifest_uri,
+            prepared.manifest,
+            experiment.reading,
+        )
+        return Cell(place.name, place.settings, target, prepared=prepared, test=direct)
+    chosen = cell_experiment(experiment, place, source, encoder_of(source, data))
+    if place.protocol == "finetune":
+        return Cell(place.name, place.settings, chosen, prepared=data.of(chosen))
+    rule = getattr(experiment.transfer, place.protocol)
+    probing = ProbeExperiment.model_validate(
+        chosen.model_dump(mode="json")
+        | {"probe": rule.model_dump(mode="json")}
+        | {"reading": experiment.reading.model_dump(mode="json")}
+    )
+    prepared = data.of(probing, motion=False)
+    asked = Asked(probing, prepared.manifest_uri, prepared.manifest, probing.encoder)
+    return Cell(place.name, place.settings, probing, prepared=prepared, test=asked)
+
+
+class TransferStudy(Study):
+    """The tracked side of a matrix."""
+
+    def __init__(self, experiment: TransferExperiment, prepared: Prepared) -> None:
+        base, matrix = experiment.base().resolved(), experiment.transfer
+        key = fingerprint("transfer", base, matrix)
+        name = f"transfer {len(matrix.sources)} x {len(matrix.targets)}"
+        extra = {
+            f"transfer.{axis}": ", ".join(getattr(matrix, axis))
+            for axis in ("sources", "targets", "protocols")
+        }
+        super().__init__("transfer", base, key, name, prepared, extra)
+
+    def data(self, item: Trial) -> Prepared:
+        """The target's videos."""
+        assert isinstance(item, Cell)
+        assert item.prepared is not None
+        return item.prepared
+
+    def run_key(self, item: Trial) -> str:
+        """Of the run, probe or test."""
+        assert isinstance(item, Cell)
+        if item.test is not None:
+            return item.test.key
+        return run_key(item.experiment, self.data(item).manifest.digest)
+
+    def result(self, item: Trial) -> dict[str, Any] | None:
+        """Of the run, probe or test."""
+        assert isinstance(item, Cell)
+        if item.test is not None:
+            return item.test.result()
+        return trial.result(item.experiment, self.data(item).manifest.digest)
+
+    def row(self, item: Trial, failures: Mapping[str, str]) -> dict[str, Any]:
+        """One line of the matrix, in long form."""
+        outcome = self.result(item)
+        row: dict[str, Any] = {"trial": item.name, **item.settings}
+        if outcome is None:
+            status = "failed" if item.name in failures else "stopped"
+            return row | {"status": status, "reason": failures.get(item.name, "")}
+        prefix = "probe" if isinstance(getattr(item, "test", None), Asked) else "test"
+        metrics = outcome["metrics"]
+        return row | {
+            "status": "done" if outcome["comparable"] else "not comparable",
+            "top1": metrics[f"{prefix}/top1"],
+            "low": metrics[f"{prefix}/top1_low"],
+            "high": metrics[f"{prefix}/top1_high"],
+            "chance": outcome["chance"],
+            "num_tested": outcome["num_tested"],
+            "seconds": outcome["seconds"],
+        }
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """A line per source, a column per protocol and target."""
+        return transfer_text(rows)
+
+    def save(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+        """See `save_transfer`."""
+        return save_transfer(rows, folder)
+
+
+def _train_cell(item: Trial, run: RemoteTracker) -> None:
+    assert isinstance(item, Cell)
+    assert item.prepared is not None
+    train(item.experiment, item.prepared.manifest_uri, item.prepared.manifest.digest, run)
+
+
+def transfer(experiment: TransferExperiment) -> int:
+    """Fill the matrix, show it, keep table and heat map in MLflow.
+
+    A cell that fails ends no other one.
+
+    Returns:
+        Exit code: 0 when every cell has a result, 1 when any has none.
+
+    Raises:
+        KinemaError: settings, data or cluster make the matrix as a whole impossible.
+    """
+    storage.check_writable(experiment.base().root)
+    sources = plan_sources(experiment)
+    everywhere = places(experiment.transfer)
+    for place in everywhere:  # what is wrong with any cell is said before the first one runs
+        cell_experiment(experiment, place, sources[place.source], None)
+    connect()
+    data = Data()
+    first = next(iter(sources.values())).experiment
+    study = TransferStudy(experiment, data.of(first, motion=False))
+    try:
+        failures = _make_sources(experiment, study, sources, data)
+        cells, rows = [], {}
+        for place in everywhere:
+            if place.source in failures:
+                reason = f"source {place.source}: {failures[place.source]}"
+                rows[place.name] = _failed(place, reason)
+            else:
+                try:
+                    cell = build_cell(experiment, place, sources[place.source], data)
+                    study.run_key(cell)
+                except KinemaError as error:
+                    rows[place.name] = _failed(place, str(error))
+                else:
+                    cells.append(cell)
+        lost = _fill(experiment, study, study.settle(cells))
+        rows |= {cell.name: study.row(cell, lost) for cell in cells}
+        ordered = [rows[place.name] for place in everywhere]
+        study.publish(ordered)
+    except BaseException as error:
+        study.abandon(error)
+        raise
+    return 0 if all(row["status"] == "done" for row in ordered) else 1
+
+
+def _failed(place: Place, reason: str) -> dict[str, Any]:
+    return {"trial": place.name, **place.settings, "status": "failed", "reason": reason}
+
+
+def _make_sources(
+    experiment: TransferExperiment, study: Study, sources: Mapping[str, Source], data: Data
+) -> dict[str, str]:
+    """Pretrain what is missing; returns why each source that could not be made failed."""
+    runs = [
+        Cell(f"source {name}", {"source": name}, source.run, prepared=data.of(source.run))
+        for name, source in sources.items()
+        if source.run is not None
+    ]
+    todo = _distinct([cell for cell in runs if study.result(cell) is None], study)
+    failures = _train(experiment, study, todo)
+    by_key = {study.run_key(cell): failures[cell.name] for cell in todo if cell.name in failures}
+    return {
+        cell.settings["source"]: by_key[study.run_key(cell)]
+        for cell in runs
+        if study.run_key(cell) in by_key
+    }
+
+
+def _distinct(cells: Sequence[Cell], study: Study) -> list[Cell]:
+    """One of each run: two sources may need the same pretraining."""
+    return list({study.run_key(cell): cell for cell in reversed(cells)}.values())[::-1]
+
+
+def _train(experiment: TransferExperiment, study: Study, cells: Sequence[Cell]) -> dict[str, str]:
+    return run_trials(
+        cells,
+        _train_cell,
+        study.open(cells),
+        study.close,
+        study=experiment,
+        max_concurrent=experiment.transfer.max_concurrent,
+    )
+
+
+def _fill(experiment: TransferExperiment, study: Study, cells: Sequence[Trial]) -> dict[str, str]:
+    """Train side by side, then test one after another, each with the whole cluster."""
+    todo = [cell for cell in cells if isinstance(cell, Cell)]
+    failures = _train(
+        experiment, study, _distinct([cell for cell in todo if cell.test is None], study)
+    )
+    for cell in todo:
+        if cell.test is None:
+            continue
+        study.open([cell])
+        print(f"  started   {cell.name}", flush=True)
+        try:
+            probe(cell.test) if isinstance(cell.test, Asked) else run_direct(cell.test)
+            reason = None
+        except Exception as error:  # one cell's failure, whatever it is, must not end the others
+            expected = isinstance(error, KinemaError)
+            reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            failures[cell.name] = reason
+        print(f"  {'FAILED' if reason else 'finished':9} {cell.name} {reason or ''}", flush=True)
+        study.close(cell, reason)
+    return failures

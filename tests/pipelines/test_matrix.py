@@ -1,0 +1,160 @@
+"""The transfer matrix: its cells, what they train and probe, and failures that stay alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from kinema.config import load
+from kinema.errors import ConfigError
+from kinema.pipelines.direct import class_labels, source_labels
+from kinema.pipelines.prepare import prepare_manifest
+from kinema.pipelines.transfer import (
+    Data,
+    TransferExperiment,
+    build_cell,
+    cell_experiment,
+    places,
+    plan_sources,
+    transfer,
+)
+from kinema.trial import pretrained_uri
+from kinema.video.manifest import Manifest
+
+DEMO = Path(__file__).resolve().parents[2] / "experiments/demo/transfer.yaml"
+TINY = [
+    "model={embed_dim: 16, depth: 1, num_heads: 2}",
+    "data.synthetic={num_validation: 0, num_test: 16}",
+    "transfer.sources.plain={data.synthetic: {num_train: 32}}",
+    "transfer.targets.plain={data.synthetic: {num_train: 32}}",
+    "transfer.sources.textured={data.synthetic: {num_train: 32, seed: 1}}",
+    "transfer.targets.textured={data.synthetic: {num_train: 32, seed: 1}}",
+]
+
+
+def matrix(root: Path, *overrides: str) -> TransferExperiment:
+    return load(TransferExperiment, DEMO, [*TINY, f"storage={root}", *overrides])
+
+
+def test_every_cell_but_the_skipped_ones(tmp_path: Path) -> None:
+    cells = places(matrix(tmp_path).transfer)
+    assert len(cells) == 3 * 2 * 4 - 2
+    assert not [c for c in cells if (c.source, c.protocol) == ("random weights", "direct")]
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_skip_must_name_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="skip names target 'none'; known: plain, textured"):
+        matrix(tmp_path, "transfer.skip=[{target: none}]")
+
+
+def test_sources_run_no_more_than_their_cells_need(tmp_path: Path) -> None:
+    direct = plan_sources(matrix(tmp_path))
+    assert direct["plain"].run is not None
+    assert direct["plain"].run.finetune is not None
+    assert direct["random weights"].run is None
+    plain = plan_sources(matrix(tmp_path, "transfer.protocols=[knn]", "transfer.skip=[]"))
+    assert plain["plain"].run is not None
+    assert plain["plain"].run.finetune is None
+    given = plan_sources(
+        matrix(
+            tmp_path,
+            "transfer.protocols=[knn]",
+            "transfer.skip=[]",
+            "transfer.sources.plain={pretrain: null, encoder: a.safetensors}",
+        )
+    )
+    assert given["plain"].run is None
+
+
+def test_cell_is_the_targets_videos_under_the_sources_network(tmp_path: Path) -> None:
+    experiment = matrix(
+        tmp_path,
+        "transfer.sources.plain.model.depth=2",
+        "transfer.targets.textured.finetune.epochs=3",
+    )
+    sources, data = plan_sources(experiment), Data()
+    by_name = {place.name: place for place in places(experiment.transfer)}
+    cell = build_cell(experiment, by_name["plain to textured, finetune"], sources["plain"], data)
+    assert cell.experiment.model.depth == 2
+    assert cell.experiment.finetune is not None
+    assert cell.experiment.finetune.epochs == 3
+    assert cell.experiment.data.synthetic.seed == 1
+    assert cell.experiment.pretrain is None
+    run = sources["plain"].run
+    assert run is not None
+    digest = data.of(run).manifest.digest
+    pretraining = run.varied({"finetune": None, "head": {"name": "plain"}})
+    assert cell.experiment.encoder == f"{pretrained_uri(pretraining, digest)}/encoder.safetensors"
+    random = by_name["random weights to plain, linear"]
+    assert (
+        build_cell(experiment, random, sources["random weights"], data).experiment.encoder is None
+    )
+
+
+def test_target_that_is_no_valid_experiment(tmp_path: Path) -> None:
+    experiment = matrix(tmp_path, "transfer.targets.plain={finetune: {epoch: 3}}")
+    place = places(experiment.transfer)[0]
+    with pytest.raises(ConfigError, match="did you mean 'epochs'"):
+        cell_experiment(experiment, place, plan_sources(experiment)["plain"], None)
+
+
+def named(manifest: Manifest, names: list[str | None]) -> Manifest:
+    """The videos of these classes alone, labels in the order of the names."""
+    table = manifest.table
+    rows = [i for i, name in enumerate(table["label_name"].to_pylist()) if name in names]
+    part = table.take(pa.array(rows))
+    labels = pa.array([names.index(n) for n in part["label_name"].to_pylist()], pa.int32())
+    return Manifest(part.set_column(part.column_names.index("label"), "label", labels))
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    source = Manifest.read(prepare_manifest(matrix(tmp_path, "data.synthetic.num_train=32")))
+    known = class_labels(source, "source")
+    target = named(source, ["up", "left", "right"])
+    mapped = source_labels(source, target)
+    assert mapped.tolist() == [known["up"], known["left"], known["right"]]
+    with pytest.raises(ConfigError, match="the source has no class down"):
+        source_labels(target, source)
+    table = source.table
+    place = table.column_names.index("label_name")
+    nameless = Manifest(table.set_column(place, "label_name", pa.nulls(len(table), pa.string())))
+    with pytest.raises(ConfigError, match="classes are matched by name"):
+        class_labels(nameless, "target")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_a_source_that_fails_ends_no_other_cell(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    experiment = matrix(
+        tmp_path,
+        "pretrain.epochs=1",
+        "pretrain.optim.warmup_epochs=0",
+        "pretrain.decoder={embed_dim: 16, depth: 1, num_heads: 2}",
+        "finetune={epochs: 1, optim: {warmup_epochs: 0}}",
+        "transfer.skip=[{target: textured}, {source: random weights, protocol: direct}]",
+        "transfer.sources.textured.pretrain=null",
+        "transfer.sources.textured.encoder=/nowhere/encoder.safetensors",
+        "compute.max_failures=0",
+    )
+    assert transfer(experiment) == 1
+    said = capfd.readouterr().out
+    (folder,) = (tmp_path / "transfers").iterdir()
+    lines = (folder / "transfer.csv").read_text().splitlines()
+    done = [line for line in lines if ",done," in line]
+    failed = [line for line in lines if line.startswith("textured,plain")]
+    assert len(done) == 4 + 3  # plain by four protocols, random weights by three
+    assert len(failed) == 4
+    assert all(",failed," in line for line in failed)
+    assert "/nowhere/encoder.safetensors" in said
+    assert (folder / "transfer.png").stat().st_size > 10_000
+    capfd.readouterr()
+    assert transfer(experiment) == 1
+    assert "7 of 7 trials are done" in capfd.readouterr().out  # what has a result is found
