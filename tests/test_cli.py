@@ -183,3 +183,25 @@ def test_a_program_from_outside(tmp_path: Path) -> None:
     assert bad.stderr == (
         "configuration: 1 problem\n  - unknown key 'dpeth'; did you mean 'depth'? (command line)\n"
     )
+
+
+class Pair(Config):
+    """What a job takes that compares two things."""
+
+    first: str
+    second: str
+    third: int = 3
+
+
+def test_positional_arguments_fill_keys_in_order() -> None:
+    def pair(*arguments: str) -> Pair:
+        return parse(
+            Pair, arguments, default=None, description=None, positional=("first", "second")
+        )
+
+    assert pair("a: [b", "third=4", "0123") == Pair(first="a: [b", second="0123", third=4)
+    assert pair("a", "second=b") == Pair(first="a", second="b")
+    with pytest.raises(ConfigError, match="'second' is missing"):
+        pair("a")
+    with pytest.raises(ConfigError, match="give FIRST SECOND, not a b c"):
+        pair("a", "b", "c")

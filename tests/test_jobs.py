@@ -16,15 +16,20 @@ REQUIRED = {
     "index_videos.py": ["dataset.name=folders", "dataset.source=videos", "output=x.parquet"],
     "convert_weights.py": ["source=a.safetensors", "output=b.safetensors"],
     "index_boxes.py": ["annotation.name=something_else", "files=[a.json]", "output=x.parquet"],
+    "compare.py": ["RUN_A", "RUN_B"],
+    "combine_epic.py": ["VERB_RUN", "NOUN_RUN"],
 }
-WITHOUT_SEED = {*REQUIRED, "prepare_videos.py", "report_videos.py"}
+POSITIONAL = ("compare.py", "combine_epic.py")
+"""Jobs that take the names of runs in place of a file; their `REQUIRED` are what help calls them."""
+WITH_OUTPUT = {*REQUIRED, "prepare_videos.py", "report_videos.py"} - {"combine_epic.py"}
 
 
 @pytest.mark.parametrize("job", CONFIGURED)
 def test_help_names_the_job_and_every_key(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(job, ["--help"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: python jobs/{job} [experiment.yaml] [key.path=value ...]")
+    first = " ".join(REQUIRED[job]) if job in POSITIONAL else "[experiment.yaml]"
+    assert text.startswith(f"usage: python jobs/{job} {first} [key.path=value ...]")
     assert call(job, [*REQUIRED.get(job, []), "--dry-run"]) == 0
     for key in yaml.safe_load(capsys.readouterr().out):
         assert f"\n  {key}: " in text
@@ -32,7 +37,9 @@ def test_help_names_the_job_and_every_key(job: str, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("job", CONFIGURED)
 def test_misspelt_key_is_told_the_nearest_one(job: str) -> None:
-    wrong, right = ("ouptut=x", "output") if job in WITHOUT_SEED else ("seeed=1", "seed")
+    wrong, right = ("ouptut=x", "output") if job in WITH_OUTPUT else ("seeed=1", "seed")
+    if job == "combine_epic.py":
+        wrong, right = "storge=x", "storage"
     with pytest.raises(ConfigError, match=f"unknown key '.*'; did you mean '{right}'"):
         call(job, [*REQUIRED.get(job, []), wrong])
 

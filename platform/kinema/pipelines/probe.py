@@ -27,7 +27,7 @@ from kinema.evaluation.linear_probe import LinearProbe
 from kinema.evaluation.multiview import judge_probabilities
 from kinema.evaluation.probes import Answer, Probe, leave_one_group_out, official
 from kinema.evaluation.readout import ReadoutConfig
-from kinema.experiment import Experiment
+from kinema.experiment import AnyExperiment, Experiment
 from kinema.pipelines.cluster import connect, require
 from kinema.pipelines.direct import tested_split
 from kinema.pipelines.prepare import Prepared, prepare_manifest
@@ -46,7 +46,7 @@ PROBE_VERSION = 1
 UNSEEN, SEEN, UNKNOWN = "not seen in pretraining", "seen in pretraining", "perhaps seen"
 
 
-class ProbeExperiment(Experiment):
+class ProbeExperiment(AnyExperiment):
     """An experiment whose encoder is asked and not changed.
 
     The encoder is `encoder`, or what `pretrain` gives (made first where it is missing), or with
@@ -229,6 +229,7 @@ def probe(asked: Asked) -> dict[str, Any]:
         "probe": experiment.probe.name,
         "protocol": experiment.protocol,
         "encoder": asked.weights,
+        "manifest": asked.manifest_uri,
         "tested_on": split,
         "num_tested": len(evaluation.predictions),
         "num_fitted": None if train is None else len(train),
