@@ -195,7 +195,7 @@ class Pair(Config):
 
 def test_positional_arguments_fill_keys_in_order() -> None:
     def pair(*arguments: str) -> Pair:
-        return parse(
+        return cli.parse(
             Pair, arguments, default=None, description=None, positional=("first", "second")
         )
 

@@ -20,7 +20,7 @@ REQUIRED = {
     "combine_epic.py": ["VERB_RUN", "NOUN_RUN"],
 }
 POSITIONAL = ("compare.py", "combine_epic.py")
-"""Jobs that take the names of runs in place of a file; their `REQUIRED` are what help calls them."""
+"""Jobs that take names of runs in place of a file; their `REQUIRED` is what help calls them."""
 WITH_OUTPUT = {*REQUIRED, "prepare_videos.py", "report_videos.py"} - {"combine_epic.py"}
 
 
