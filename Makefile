@@ -6,6 +6,8 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 STORAGE := $(or $(KINEMA_STORAGE),$(HOME)/.kinema)
 MLFLOW_PORT ?= 5000
+# Two processes, each with one thread for sums: what starts Ray in one, everything else in both.
+TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
 export RAY_AUTH_MODE := token
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -31,10 +33,10 @@ demo: install  ## a whole study in miniature on this machine: extract, pretrain,
 	$(VENV)/bin/python jobs/demo.py
 
 test: install  ## every test but those that need a GPU
-	$(VENV)/bin/python -m pytest -m "not gpu"
+	$(TEST) -m "not gpu"
 
 test-fast: install  ## the tests that start no cluster
-	$(VENV)/bin/python -m pytest -m "not gpu and not ray and not slow"
+	$(TEST) -m "not gpu and not ray and not slow"
 
 check: install  ## style, types and import rules, as before each commit
 	$(VENV)/bin/pre-commit run --all-files
