@@ -8,10 +8,12 @@ import pytest
 
 from kinema.config import load
 from kinema.errors import ConfigError
-from kinema.experiment import Experiment, SweepExperiment, pretrain_key, run_key
+from kinema.experiment import AnyExperiment, Experiment, SweepExperiment, pretrain_key, run_key
+from kinema.pipelines.sweep import plan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DEMO = REPOSITORY / "experiments/demo/base.yaml"
+EXPERIMENTS = REPOSITORY / "experiments"
+DEMO = EXPERIMENTS / "demo/base.yaml"
 MOTION_BOX = "mask={name: motion_box}"
 
 
@@ -118,3 +120,18 @@ def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = demo("storage=here", "data.manifest=a.parquet").resolved()
     assert found.storage == str(tmp_path / "here")
     assert found.data.manifest == str(tmp_path / "a.parquet")
+
+
+def test_a_job_takes_one_variant_of_a_sweep() -> None:
+    file = EXPERIMENTS / "real/iri_systems.yaml"
+    given = ["data.manifest=iri.parquet", "storage=root"]
+    trials = {item.name: item.experiment for item in plan(load(SweepExperiment, file, given))}
+    for name, trial in trials.items():
+        chosen = load(AnyExperiment, file, [*given, f"variant={name}"]).resolved()
+        assert run_key(chosen, "digest") == run_key(trial, "digest")
+    base = load(AnyExperiment, file, given).resolved()
+    assert base.mask.name == "tube"
+    with pytest.raises(ConfigError, match=r"variant: unknown 'MGN'; known: VideoMAE, MOFO, MGM"):
+        load(AnyExperiment, file, [*given, "variant=MGN"])
+    with pytest.raises(ConfigError, match="the experiment has no variants"):
+        load(AnyExperiment, EXPERIMENTS / "demo/base.yaml", ["variant=MGM"])

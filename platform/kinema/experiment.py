@@ -204,7 +204,7 @@ class Experiment(Config):
             changed["data"] = self.data.model_copy(update={"manifest": manifest})
         return self.model_copy(update=changed)
 
-    def varied(self, overrides: Mapping[str, Any]) -> Experiment:
+    def varied(self, overrides: Mapping[str, Any]) -> Self:
         """A copy with dotted keys set, validated like a file.
 
         Raises:
@@ -224,9 +224,29 @@ class SweepExperiment(Experiment):
 
 
 class AnyExperiment(Experiment):
-    """For jobs that take any experiment's file, and of a sweep's read its base alone."""
+    """For jobs that take any experiment's file, and of a sweep's one trial or its base."""
 
-    sweep: SweepConfig | None = Field(None, description="not read; a sweep's file can be given")
+    sweep: SweepConfig | None = Field(None, description="a sweep's file can be given")
+    variant: str | None = Field(
+        None, description="which of the sweep's variants or controls; null = what all start from"
+    )
+
+    @model_validator(mode="after")
+    def _known_variant(self) -> AnyExperiment:
+        known = list(self._variants)
+        if self.variant is not None and self.variant not in known:
+            named = f"known: {', '.join(known)}" if known else "the experiment has no variants"
+            raise ValueError(f"variant: unknown '{self.variant}'; {named}")
+        return self
+
+    @property
+    def _variants(self) -> dict[str, dict[str, Any]]:
+        return {} if self.sweep is None else {**self.sweep.variants, **self.sweep.controls}
+
+    def resolved(self) -> Self:
+        """The chosen variant, with every path absolute."""
+        chosen = self if self.variant is None else self.varied(self._variants[self.variant])
+        return super(AnyExperiment, chosen).resolved()
 
 
 _NOT_RESULTS = {"name", "paper", "method", "storage", "loader", "compute", "extraction"}
