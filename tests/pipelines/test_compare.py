@@ -44,8 +44,8 @@ def test_two_runs_are_compared_and_drawn(
     printed = capsys.readouterr().out
     assert "4 videos: both right 1, only A 2, only B 0, neither 1" in printed
     assert "McNemar's exact test: p = 0.5" in printed
-    assert "right only in a: 2 of 2 videos" in printed
-    assert "got right by B alone" in printed
+    assert "Right only by A: 2 of 2 videos" in printed
+    assert "right by B alone" in printed
     with (output / "videos.csv").open() as file:
         assert [row["id"] for row in csv.DictReader(file)] == IDS
     sheet = cv2.imread(str(output / "only_a.png"))

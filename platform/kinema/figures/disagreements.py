@@ -17,28 +17,26 @@ TILE_WIDTH = 3.0
 """Inches; room for the three frames of a video side by side."""
 CAPTION = 0.55
 CHARACTERS = 46
-RIGHT, WRONG = "#2a7d2a", "#b3261e"
+WRONG = "#b3261e"
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One video: frames of one size, what it is, and what each of the two took it for."""
+    """One video: frames of one size, what it is, and what the loser took it for."""
 
     id: str
     frames: Sequence[NDArray[np.uint8]]
     label: str
-    right: str
     wrong: str
 
 
-def disagreement_sheet(title: str, videos: Sequence[Thumbnail], winner: str, loser: str) -> Figure:
-    """Videos that `winner` gets right and `loser` does not.
+def disagreement_sheet(title: str, videos: Sequence[Thumbnail], loser: str) -> Figure:
+    """Videos that one run gets right and the other does not.
 
     Args:
         title: above all.
         videos: at least one.
-        winner: name of the run that is right.
-        loser: name of the other.
+        loser: name of the run that is wrong.
     """
     rows = -(-len(videos) // COLUMNS)
     heights = [_height(video) for video in videos]
@@ -59,7 +57,7 @@ def disagreement_sheet(title: str, videos: Sequence[Thumbnail], winner: str, los
         axes.imshow(np.concatenate(list(video.frames), axis=1))
         axes.set_axis_off()
         lines = [
-            (textwrap.shorten(f"{video.label}", CHARACTERS), INK),
+            (textwrap.shorten(video.label, CHARACTERS), INK),
             (textwrap.shorten(f"{loser}: {video.wrong}", CHARACTERS), WRONG),
             (video.id if len(video.id) <= CHARACTERS else f"...{video.id[-CHARACTERS:]}", GREY),
         ]

@@ -164,20 +164,18 @@ def _write_sheet(
         except VideoError as error:
             print(f"no thumbnail: {error}")
             continue
-        label, right, wrong = (
-            _named(names, row[key]) for key in ("label", f"predicted_{which}", f"predicted_{other}")
-        )
-        thumbnails.append(Thumbnail(row["id"], frames, label, right, wrong))
+        label, wrong = (_named(names, row[key]) for key in ("label", f"predicted_{other}"))
+        thumbnails.append(Thumbnail(row["id"], frames, label, wrong))
     if not thumbnails:
-        print(f"no video of the manifest is got right by {which.upper()} alone")
+        print(f"no video of the manifest is right by {which.upper()} alone")
         return
-    title = f"Right only in {which.upper()}: {len(thumbnails)} of {len(won)} videos"
+    title = f"Right only by {which.upper()}: {len(thumbnails)} of {len(won)} videos"
     picture = io.BytesIO()
-    sheet = disagreement_sheet(title, thumbnails, which.upper(), other.upper())
+    sheet = disagreement_sheet(title, thumbnails, other.upper())
     sheet.savefig(picture, dpi=DPI, format="png")
     uri = storage.join(output, f"only_{which}.png")
     storage.write_bytes(uri, picture.getvalue())
-    print(f"{title.lower()}: {uri}")
+    print(f"{title}: {uri}")
 
 
 def _frames(entry: Entry) -> list[NDArray[np.uint8]]:
