@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
 from hypothesis import settings
 
 # A developer's own cluster, server and storage are none of the tests' business.
@@ -19,13 +18,3 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("kinema", deadline=None)
 settings.load_profile("kinema")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one process of `pytest -n 2 --dist loadgroup` runs together.
-
-    The tests of a file share what it makes, and all that start Ray share a cluster.
-    """
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))

@@ -18,6 +18,9 @@ DRIVER = {"CPU": 0.01}
 
 
 def test_unreachable_cluster_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever ran before
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"RAY_ADDRESS=127\.0\.0\.1:9 does not answer"):
