@@ -12,6 +12,7 @@ from kinema.pipelines.prepare import prepare
 from kinema.pipelines.study import begin, close
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import train
+from kinema.video.sources import SPLITS
 
 
 def run_experiment(experiment: Experiment) -> int:
@@ -53,7 +54,9 @@ def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
 def accuracy_line(outcome: Mapping[str, Any], prefix: str) -> str:
     """Top-1 with its interval, of what, and what chance would give."""
     top1, low, high = (outcome["metrics"][f"{prefix}/top1{end}"] for end in ("", "_low", "_high"))
+    tested = outcome["tested_on"]
+    tested = f"split {tested}" if tested in SPLITS else tested
     return (
-        f"top-1       {top1:.1%} [{low:.1%}, {high:.1%}] on {outcome['num_tested']} clips of split"
-        f" {outcome['tested_on']}; chance {outcome['chance']:.1%}"
+        f"top-1       {top1:.1%} [{low:.1%}, {high:.1%}] on {outcome['num_tested']} clips"
+        f" ({tested}); chance {outcome['chance']:.1%}"
     )
