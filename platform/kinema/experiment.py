@@ -26,7 +26,7 @@ from kinema.training.finetune import FinetuneConfig
 from kinema.training.pretrain import PretrainConfig
 from kinema.video.synthetic import SyntheticConfig
 
-METHODS_VERSION = 2
+METHODS_VERSION = 3
 """Bumped by hand when masks, targets or heads change what a run computes; part of every run key."""
 
 

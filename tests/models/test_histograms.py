@@ -26,11 +26,12 @@ def slopes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     across, down = np.zeros_like(image), np.zeros_like(image)
     for y in range(height):
         for x in range(width):
-            for dy in (-1, 0, 1):
-                for dx in (-1, 0, 1):
-                    value = image[mirrored(y + dy, height), mirrored(x + dx, width)]
-                    across[y, x] += value * dx * (2 - abs(dy))
-                    down[y, x] += value * dy * (2 - abs(dx))
+            above, below = mirrored(y - 1, height), mirrored(y + 1, height)
+            left, right = mirrored(x - 1, width), mirrored(x + 1, width)
+            for step in (-1, 0, 1):
+                row, column = mirrored(y + step, height), mirrored(x + step, width)
+                across[y, x] += (2 - abs(step)) * (image[row, right] - image[row, left])
+                down[y, x] += (2 - abs(step)) * (image[below, column] - image[above, column])
     return across, down
 
 
