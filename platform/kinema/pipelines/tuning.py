@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
@@ -156,7 +157,7 @@ class _Progress(tune.Callback):
         self._end(trial.config["trial"], "finished", None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial.config["trial"], "FAILED", _reason(trial.get_pickled_error()))
+        self._end(trial.config["trial"], "FAILED", _reason(trial))
 
     def _end(self, name: str, what: str, reason: str | None) -> None:
         self.ended += 1
@@ -171,7 +172,13 @@ class _Progress(tune.Callback):
         self.on_end(self.trials[name], reason)
 
 
-def _reason(error: BaseException) -> str:
-    """What went wrong in a trial, without Ray's wrapping."""
+def _reason(trial: Any) -> str:
+    """What went wrong in a trial of Tune's, without Ray's wrapping.
+
+    Read where the driver has just written it: in the storage it appears only some time later.
+    """
+    if trial.pickled_error_file is None:
+        return Path(trial.error_file).read_text().strip().splitlines()[-1]
+    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     cause = getattr(error, "cause", None) or error
     return str(cause) if isinstance(cause, KinemaError) else f"{type(cause).__name__}: {cause}"
