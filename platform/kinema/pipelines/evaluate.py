@@ -211,7 +211,7 @@ def _result(
 
 def _keep(evaluation: Evaluation, result: dict[str, Any], manifest: Manifest, folder: str) -> None:
     table = evaluation.predictions
-    storage.write_table(storage.join(folder, "predictions.parquet"), table)
+    storage.write_table(storage.join(folder, trial.PREDICTIONS_FILE), table)
     names = manifest.class_names
     matrix = confusion_matrix(table["label"], table["predicted"], len(names))
     content = io.BytesIO()
@@ -221,7 +221,7 @@ def _keep(evaluation: Evaluation, result: dict[str, Any], manifest: Manifest, fo
     picture = io.BytesIO()
     confusion_figure(matrix, names, title).savefig(picture, dpi=DPI, format="png")
     storage.write_bytes(storage.join(folder, "confusion.png"), picture.getvalue())
-    storage.write_json(storage.join(folder, "result.json"), result)
+    storage.write_json(storage.join(folder, trial.RESULT_FILE), result)
 
 
 def _track(

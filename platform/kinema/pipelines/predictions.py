@@ -10,9 +10,8 @@ import pyarrow as pa
 from kinema import storage
 from kinema.errors import KinemaError
 from kinema.tracking import run_key_of
+from kinema.trial import PREDICTIONS_FILE, RESULT_FILE
 
-PREDICTIONS_FILE = "predictions.parquet"
-RESULT_FILE = "result.json"
 _KINDS = ("runs", "evaluations", "probes", "boxes_only")
 _SHORTEST_KEY = 6
 
