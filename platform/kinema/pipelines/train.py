@@ -108,6 +108,8 @@ def train(
         return done
     key = run_key(experiment, manifest_digest)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # which prints every line twice
+    # Seconds until the controller sees that its workers are done; Ray's 2 add up over short trials.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     require(bundles(experiment), f"training run {key}")
     path = storage.join(experiment.root, "train")
     repair_snapshot(storage.join(path, key))
