@@ -55,8 +55,8 @@ VARIANTS = {
     "hog": ["target={name: hog}", *FAST],
     "flow": ["target={name: flow}"],
     "hof": ["target={name: hof}", *FAST],
-    "mbh": ["target={name: mbh}", "pretrain.epochs=16", *FAST],
-    "trajectory": ["target={name: trajectory, length: 4}", "pretrain.epochs=8"],
+    "mbh": ["target={name: mbh}", "pretrain.epochs=13", *FAST],
+    "trajectory": ["target={name: trajectory, length: 4}", "pretrain.epochs=7"],
     "hog+mbh": [
         "target={name: joint, parts: [{name: hog}, {name: mbh}]}",
         "pretrain.epochs=12",
