@@ -39,6 +39,8 @@ TINY = [
     "finetune.checkpoint_every=1",
     "finetune.log_every=1",
     "finetune.engine={global_batch_size: 8, micro_batch_size: 4}",
+    "finetune.optim.base_lr=1.6e-2",
+    "finetune.optim.layer_decay=0.9",
 ]
 MOFO = [
     "method=mofo",

@@ -26,7 +26,8 @@ def cluster() -> Iterator[None]:
     package = Path(str(kinema.__file__)).parent
     # sockets live in the folder, and a socket's path has at most 107 characters
     with (
-        tempfile.TemporaryDirectory(prefix="kinema-ray-") as folder,
+        # Ray's last processes may still write there
+        tempfile.TemporaryDirectory(prefix="kinema-ray-", ignore_cleanup_errors=True) as folder,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_AUTH_MODE", "token")

@@ -37,8 +37,9 @@ cluster.add_node(
     dashboard_agent_listen_port=0,
     temp_dir=sys.argv[1],
 )
-# with a folder of its own, as on a machine of its own: the nodes unpack packages there
-cluster.add_node(num_cpus=1, temp_dir=sys.argv[2])
+# With a folder of its own, as on a machine of its own: the nodes unpack packages there. Jobs go to
+# either node's agent, so on a fixed port they may reach that of another cluster on this machine.
+cluster.add_node(num_cpus=1, temp_dir=sys.argv[2], dashboard_agent_listen_port=0)
 print(json.dumps({"address": cluster.address, "dashboard": f"http://127.0.0.1:{port}"}), flush=True)
 sys.stdin.read()
 cluster.shutdown()
