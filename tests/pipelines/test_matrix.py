@@ -144,6 +144,7 @@ def test_a_source_that_fails_ends_no_other_cell(
         "transfer.sources.textured.pretrain=null",
         "transfer.sources.textured.encoder=/nowhere/encoder.safetensors",
         "compute.max_failures=0",
+        "reading.num_cpus=1",  # to start more actors takes longer than so few videos
     )
     assert transfer(experiment) == 1
     said = capfd.readouterr().out

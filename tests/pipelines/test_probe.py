@@ -190,6 +190,7 @@ def test_job_pretrains_what_is_missing_and_probes_it(
         "pretrain.decoder={embed_dim: 16, depth: 1, num_heads: 2}",
         "protocol=leave_one_group_out",
         "probe={name: linear, optimizer: {name: lbfgs, c: [1.0]}}",
+        "reading.num_cpus=1",  # to start more actors takes longer than so few videos
     ]
     chosen = experiment(tmp_path, *overrides)
     uri = asked(chosen, groups=3).manifest_uri
