@@ -17,6 +17,7 @@ from kinema.errors import WeightsError
 from kinema.models import exchange
 from kinema.models.classifier import Classifier, MCAHead, PlainHead
 from kinema.models.exchange import ConvertConfig, convert
+from kinema.models.layouts import to_kinema
 from kinema.models.mae import DecoderConfig, MaskedAutoencoder
 from kinema.models.vit import Encoder, ViTConfig
 from kinema.models.weights import load_encoder_weights, load_weights
@@ -66,7 +67,7 @@ def test_what_goes_out_comes_back(make, layout, tmp_path: Path) -> None:
     module = make()
     path = str(tmp_path / "model.safetensors")
     exchange.export(module, path, layout)
-    tensors = exchange.to_kinema(exchange.read_tensors(path))
+    tensors = to_kinema(exchange.read_tensors(path))
     again = exchange.network(tensors, config(tmp_path, tmp_path))
     assert type(again) is type(module)
     assert exchange.load(again, tensors, path, 1.0) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -21,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # One process holds the cluster, as Ray reads the variables that keep it on the loopback only once.
 CLUSTER = """
 import json, os, sys
+from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
 os.mkdir(os.path.join(os.environ["RAY_TMPDIR"], "ray"))
@@ -40,6 +42,9 @@ cluster.add_node(
 # With a folder of its own, as on a machine of its own: the nodes unpack packages there. Jobs go to
 # either node's agent, so on a fixed port they may reach that of another cluster on this machine.
 cluster.add_node(num_cpus=1, temp_dir=sys.argv[2], dashboard_agent_listen_port=0)
+# As `ray start` does: without the note a job's driver connects to any cluster of this machine.
+for folder in sys.argv[1:3]:
+    write_ray_address(cluster.address, folder)
 print(json.dumps({"address": cluster.address, "dashboard": f"http://127.0.0.1:{port}"}), flush=True)
 sys.stdin.read()
 cluster.shutdown()
@@ -56,6 +61,8 @@ SWEEP = [
     "sweep.axes={mask.inside_ratio: [0.5]}",
     "compute.num_workers=2",
 ]
+
+LIMIT_S = 300
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -113,21 +120,25 @@ def actors(environment: dict[str, str]) -> list[dict[str, Any]]:
     return [{"class": name, "node": node} for name, node in pairs]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(LIMIT_S + 100)
 def test_submitted_sweep_uses_both_nodes(two_nodes: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
     command += ["--runtime-env", "clusters/runtime_env.yaml", "--"]
     command += ["python", "jobs/sweep_mask_ratio.py", *SWEEP, f"storage={tmp_path}"]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=two_nodes,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, "\n".join(done.stdout.splitlines()[-60:])  # settings come first
+    said = tmp_path / "said.txt"
+    code = None
+    with said.open("w") as output, contextlib.suppress(subprocess.TimeoutExpired):
+        code = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=two_nodes,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=LIMIT_S,
+            check=False,
+        ).returncode
+    tail = "\n".join(said.read_text().splitlines()[-60:])  # settings come first
+    assert code == 0, f"{'no end in time' if code is None else code}:\n{tail}"
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 2
 
     nodes: dict[str, set[str]] = {}

@@ -16,7 +16,6 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
-from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from kinema.errors import ConfigError
@@ -24,6 +23,7 @@ from kinema.evaluation.features import Features
 from kinema.evaluation.gradient_probe import train_on_views, view_probabilities
 from kinema.evaluation.probe_rule import ProbeRule, Setting
 from kinema.evaluation.readout import token_grid
+from kinema.models import layers
 from kinema.models.cross_attention import CrossAttention
 from kinema.models.vit import NORM_EPS, ViTConfig, init_weights
 
@@ -132,7 +132,7 @@ class AttentiveClassifier(nn.Module):
         self.norm_tokens = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attention = CrossAttention(dim, heads, dim // heads, bias=True)
         self.norm_pooled = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.mlp = layers.mlp(dim, mlp_ratio)
         self.head = nn.Linear(dim, num_classes)
         init_weights(self)
         nn.init.trunc_normal_(self.query, std=QUERY_STD)

@@ -9,16 +9,14 @@ Shapes: B clips, S slots, P tokens per slot, N = S P, D = embed_dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
-from timm.layers.drop import DropPath
-from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.video.mvit import MSBlockConfig, MViT
 
+from kinema.models import layers
 from kinema.models.vit import (
     CONV_STRIDE,
     NORM_EPS,
@@ -28,6 +26,9 @@ from kinema.models.vit import (
     ViTConfig,
     init_weights,
 )
+
+if TYPE_CHECKING:
+    from torchvision.models.video.mvit import MViT
 
 
 def build_encoder(config: ViTConfig, final_norm: bool = True) -> Backbone:
@@ -75,9 +76,9 @@ class DividedBlock(nn.Module):
         self.temporal_proj = nn.Linear(dim, dim)
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, num_heads)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = layers.drop_path(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.mlp = layers.mlp(dim, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D) -> (B, N, D)."""
@@ -139,19 +140,8 @@ class PoolingEncoder(Backbone):
     def __init__(self, config: ViTConfig, final_norm: bool = True) -> None:
         super().__init__()
         self.config = config
-        blocks = _blocks(config.embed_dim, config.num_heads, config.stages)
-        self.mask_dim = blocks[0].input_channels
-        network = MViT(
-            spatial_size=(config.image_size, config.image_size),
-            temporal_size=config.num_frames,
-            block_setting=blocks,
-            residual_pool=True,
-            residual_with_cls_embed=False,
-            rel_pos_embed=True,
-            proj_after_attn=True,
-            stochastic_depth_prob=config.drop_path,
-            num_classes=1,
-        )
+        network = _mvit(config)
+        self.mask_dim = network.conv_proj.out_channels
         self.patch_embed = network.conv_proj
         self.class_token = network.pos_encoding.class_token
         self.blocks = network.blocks
@@ -196,21 +186,23 @@ class PoolingEncoder(Backbone):
         return grid.to(self.class_token.device, non_blocking=True)
 
 
-def _blocks(embed_dim: int, num_heads: int, stages: Sequence[int]) -> list[MSBlockConfig]:
+def _mvit(config: ViTConfig) -> MViT:
     """MViTv2 (Table 1): from stage to stage width and heads double, queries halve in space.
 
     Keys and values are pooled to the size they have in the last stage.
     """
-    last = len(stages) - 1
+    from torchvision.models.video.mvit import MSBlockConfig, MViT  # late, as timm in `layers`
+
+    last = len(config.stages) - 1
     blocks = []
-    for stage, depth in enumerate(stages):
+    for stage, depth in enumerate(config.stages):
         for i in range(depth):
             enters = i == 0 and stage > 0
-            out = embed_dim >> (last - stage)
+            out = config.embed_dim >> (last - stage)
             kv, q = 1 << (last - stage), 2 if enters else 1
             blocks.append(
                 MSBlockConfig(
-                    num_heads=num_heads >> (last - stage),
+                    num_heads=config.num_heads >> (last - stage),
                     input_channels=out // 2 if enters else out,
                     output_channels=out,
                     kernel_q=[3, 3, 3],
@@ -219,7 +211,17 @@ def _blocks(embed_dim: int, num_heads: int, stages: Sequence[int]) -> list[MSBlo
                     stride_kv=[1, kv, kv],
                 )
             )
-    return blocks
+    return MViT(
+        spatial_size=(config.image_size, config.image_size),
+        temporal_size=config.num_frames,
+        block_setting=blocks,
+        residual_pool=True,
+        residual_with_cls_embed=False,
+        rel_pos_embed=True,
+        proj_after_attn=True,
+        stochastic_depth_prob=config.drop_path,
+        num_classes=1,
+    )
 
 
 def _fill(tokens: Tensor, visible: Tensor | None, mask_token: Tensor | None) -> Tensor:

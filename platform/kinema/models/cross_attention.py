@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from kinema.models import layers
 from kinema.models.vit import NORM_EPS, init_weights
 
 HeadDim = Literal["model", "split"]
@@ -92,7 +92,7 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = CrossAttention(dim, num_heads, head_dim, bias=True)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.mlp = layers.mlp(dim, mlp_ratio)
         init_weights(self)
 
     def forward(self, queries: Tensor, context: Tensor, key_mask: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
 """Weights from and for other code: VideoMAE's checkpoints, Hugging Face's layout, `torch.export`.
 
-Only names and the packing of queries, keys and values differ, so a tensor that has no counterpart
-is an error and not a guess. Normalisation constants differ a little: Hugging Face's last norms have
-1e-5 where VideoMAE and kinema have 1e-6, which shows only where activations hardly vary.
+What `layouts` finds no counterpart for is an error and not a guess.
 """
 
 from __future__ import annotations
@@ -10,10 +8,9 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
-import re
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -26,31 +23,24 @@ from kinema.config import Config
 from kinema.errors import WeightsError
 from kinema.models.backbones import build_encoder
 from kinema.models.classifier import Classifier, Head, PlainHead
-from kinema.models.mae import Decoder, DecoderConfig, MaskedAutoencoder
+from kinema.models.layouts import (
+    Tensors,
+    hugging_face_config,
+    to_hugging_face,
+    to_kinema,
+    to_videomae,
+)
+from kinema.models.mae import DecoderConfig, MaskedAutoencoder
 from kinema.models.targets import PixelTarget
-from kinema.models.vit import NORM_EPS, Backbone, ViTConfig
+from kinema.models.vit import Backbone, ViTConfig
 from kinema.models.weights import encoder_of, save_weights
 
 Layout = Literal["kinema", "videomae", "huggingface", "torch_export"]
-Tensors = dict[str, Tensor]
-
 ALLOWED_CLASSES = [argparse.Namespace]
 """What a `.pth` may hold besides tensors and plain values: the settings VideoMAE saves along."""
 
 STATE_KEYS = ("model", "module", "state_dict")
 """Where a checkpoint may keep its tensors: VideoMAE, DeepSpeed, others."""
-
-_POSITIONS = re.compile(r"(^|\.)(pos_embed|position_embeddings)$")
-_BLOCK = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-"""Parts of a block here and at Hugging Face."""
-_QKV = ("query", "key", "value")
-_HUGGING_FACE_BLOCK = re.compile(r"(videomae\.encoder\.layer|decoder\.decoder_layers)\.(\d+)\.(.+)")
 
 
 class ConvertConfig(Config):
@@ -104,16 +94,6 @@ def read_tensors(path: str) -> Tensors:
         return safetensors.torch.load(storage.read_bytes(file))
     except SafetensorError as error:
         raise WeightsError(f"{file}: not a readable safetensors file ({error})") from error
-
-
-def to_kinema(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Tensors of any of the layouts under kinema's names: `encoder.`, `decoders.0.`, head."""
-    without = {name: t for name, t in tensors.items() if not _POSITIONS.search(name)}
-    if any(".layer." in name or "decoder_layers" in name for name in without):
-        return _from_hugging_face(without)
-    if any(name.startswith("decoders.") for name in without) or "norm.weight" in without:
-        return without
-    return _from_videomae(without)
 
 
 def network(tensors: Mapping[str, Tensor], config: ConvertConfig) -> nn.Module:
@@ -175,7 +155,7 @@ def export(module: nn.Module, path: str, layout: Literal["videomae", "huggingfac
     """
     if not path.endswith(".safetensors"):
         raise WeightsError(f"{path}: weights are written as .safetensors")
-    foreign = _to_videomae(module) if layout == "videomae" else _to_hugging_face(module)
+    foreign = to_videomae(module) if layout == "videomae" else to_hugging_face(module)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in foreign.items()}
     if layout == "huggingface":
         described = hugging_face_config(module)
@@ -209,45 +189,6 @@ def export_program(module: nn.Module, path: str) -> None:
     storage.write_bytes(path, buffer.getvalue())
 
 
-def hugging_face_config(module: nn.Module) -> dict[str, Any]:
-    """The `config.json` with which `from_pretrained` rebuilds the network."""
-    encoder = encoder_of(module)
-    assert encoder is not None
-    vit = encoder.config
-    described: dict[str, Any] = {
-        "model_type": "videomae",
-        "image_size": vit.image_size,
-        "patch_size": vit.patch_size,
-        "num_channels": 3,
-        "num_frames": vit.num_frames,
-        "tubelet_size": vit.tubelet_size,
-        "hidden_size": vit.embed_dim,
-        "num_hidden_layers": vit.depth,
-        "num_attention_heads": vit.num_heads,
-        "intermediate_size": int(vit.embed_dim * vit.mlp_ratio),
-        "hidden_act": "gelu",
-        "layer_norm_eps": NORM_EPS,
-        "qkv_bias": True,
-        "use_mean_pooling": isinstance(module, Classifier),
-    }
-    if isinstance(module, Classifier):
-        labels = {str(i): f"LABEL_{i}" for i in range(module.head.out_features)}
-        architecture = "VideoMAEForVideoClassification"
-        return {**described, "architectures": [architecture], "id2label": labels}
-    assert isinstance(module, MaskedAutoencoder)
-    decoder = module.decoders[0]
-    assert isinstance(decoder, Decoder)
-    size = decoder.config
-    return {
-        **described,
-        "architectures": ["VideoMAEForPreTraining"],
-        "decoder_hidden_size": size.embed_dim,
-        "decoder_num_hidden_layers": size.depth,
-        "decoder_num_attention_heads": size.num_heads,
-        "decoder_intermediate_size": int(size.embed_dim * size.mlp_ratio),
-    }
-
-
 def _read_pickled(path: str) -> Tensors:
     content = io.BytesIO(storage.read_bytes(path))
     try:
@@ -271,145 +212,6 @@ def _read_pickled(path: str) -> Tensors:
         known = ", ".join(STATE_KEYS)
         raise WeightsError(f"{path}: no tensors by name in it, nor under one of {known}")
     return {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
-
-
-def _from_videomae(tensors: Mapping[str, Tensor]) -> Tensors:
-    """VideoMAE's names: a pretrained network has `encoder.` and `decoder.`, a finetuned neither."""
-    renamed: Tensors = {}
-    for name, tensor in tensors.items():
-        if name.startswith(("patch_embed.", "blocks.")):
-            renamed[f"encoder.{name}"] = tensor
-        elif name.startswith("decoder."):
-            renamed[f"decoders.0.{name.removeprefix('decoder.')}"] = tensor
-        elif name == "encoder_to_decoder.weight":
-            renamed["decoders.0.embed.weight"] = tensor
-        elif name == "mask_token":
-            renamed["decoders.0.mask_token"] = tensor
-        elif name.startswith("fc_norm."):
-            renamed[f"norm.{name.removeprefix('fc_norm.')}"] = tensor
-        else:
-            renamed[name] = tensor
-    return renamed
-
-
-def _to_videomae(module: nn.Module) -> Tensors:
-    tensors = _exchangeable(module)
-    if isinstance(module, Classifier):
-        names = {
-            name: re.sub(r"^norm\.", "fc_norm.", name).removeprefix("encoder.") for name in tensors
-        }
-    else:
-        special = {
-            "decoders.0.embed.weight": "encoder_to_decoder.weight",
-            "decoders.0.mask_token": "mask_token",
-        }
-        names = {
-            name: special.get(name, re.sub(r"^decoders\.0\.", "decoder.", name)) for name in tensors
-        }
-    return {names[name]: tensor for name, tensor in tensors.items()}
-
-
-def _from_hugging_face(tensors: Mapping[str, Tensor]) -> Tensors:
-    renamed: Tensors = {}
-    packed: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        found = _HUGGING_FACE_BLOCK.fullmatch(name)
-        if found is None:
-            renamed[_outside_blocks(name)] = tensor
-            continue
-        stack, number, part = found.groups()
-        block = f"{'encoder' if stack.startswith('videomae') else 'decoders.0'}.blocks.{number}."
-        of_attention = re.fullmatch(r"attention\.attention\.(.+)", part)
-        if of_attention is not None:
-            packed.setdefault(block, {})[of_attention[1]] = tensor
-            continue
-        for here, there in _BLOCK.items():
-            if part.startswith(f"{there}."):
-                renamed[block + here + part.removeprefix(there)] = tensor
-                break
-        else:
-            renamed[name] = tensor  # has no counterpart: it will be left over
-    for block, parts in packed.items():
-        if all(f"{which}.weight" in parts for which in _QKV):
-            weight = torch.cat([parts.pop(f"{which}.weight") for which in _QKV])
-            renamed[f"{block}attn.qkv.weight"] = weight
-        # Older checkpoints keep the two biases beside the layers.
-        for bias, which in (("q_bias", "query.bias"), ("v_bias", "value.bias")):
-            if bias in parts or which in parts:
-                renamed[f"{block}attn.{bias}"] = parts.pop(bias if bias in parts else which)
-        renamed |= {f"{block}attention.attention.{name}": t for name, t in parts.items()}
-    return renamed
-
-
-_OUTSIDE = {
-    "videomae.embeddings.patch_embeddings.projection.": "encoder.patch_embed.proj.",
-    "videomae.layernorm.": "encoder.norm.",
-    "decoder.norm.": "decoders.0.norm.",
-    "decoder.head.": "decoders.0.head.",
-    "encoder_to_decoder.": "decoders.0.embed.",
-    "fc_norm.": "norm.",
-    "classifier.": "head.",
-}
-"""Hugging Face's names outside of blocks -> kinema's."""
-
-
-def _outside_blocks(name: str) -> str:
-    if name == "mask_token":
-        return "decoders.0.mask_token"
-    for there, here in _OUTSIDE.items():
-        if name.startswith(there):
-            return here + name.removeprefix(there)
-    return name
-
-
-def _to_hugging_face(module: nn.Module) -> Tensors:
-    renamed: Tensors = {}
-    for name, tensor in _exchangeable(module).items():
-        found = re.fullmatch(r"(encoder|decoders\.0)\.blocks\.(\d+)\.(.+)", name)
-        if found is None:
-            renamed[_outside_blocks_back(name)] = tensor
-            continue
-        stack, number, part = found.groups()
-        layers = "videomae.encoder.layer" if stack == "encoder" else "decoder.decoder_layers"
-        block = f"{layers}.{number}."
-        if part == "attn.qkv.weight":
-            for which, rows in zip(_QKV, tensor.chunk(3), strict=True):
-                renamed[f"{block}attention.attention.{which}.weight"] = rows.clone()
-        elif part in ("attn.q_bias", "attn.v_bias"):
-            which = "query" if part == "attn.q_bias" else "value"
-            renamed[f"{block}attention.attention.{which}.bias"] = tensor
-        else:
-            here, _, kind = part.rpartition(".")
-            renamed[f"{block}{_BLOCK[here]}.{kind}"] = tensor
-    return renamed
-
-
-def _outside_blocks_back(name: str) -> str:
-    if name == "decoders.0.mask_token":
-        return "mask_token"
-    for there, here in _OUTSIDE.items():
-        if name.startswith(here):
-            return there + name.removeprefix(here)
-    raise WeightsError(f"{name} has no place in Hugging Face's layout")
-
-
-def _exchangeable(module: nn.Module) -> Tensors:
-    """The tensors of a network that other code knows."""
-    encoder = encoder_of(module)
-    if encoder is not None and encoder.config.attention != "joint":
-        raise WeightsError(
-            f"attention {encoder.config.attention} has no place in other code's layout"
-        )
-    if isinstance(module, MaskedAutoencoder) and len(module.decoders) == 1:
-        return module.state_dict()
-    if isinstance(module, Classifier) and not list(module.pooling.parameters()):
-        if module.needs_inner:
-            raise WeightsError(f"the {module.head_name} head has no place in other code's layout")
-        return module.state_dict()
-    raise WeightsError(
-        "only an autoencoder with one decoder, or a classifier with the plain head, can be written"
-        " in other code's layout"
-    )
 
 
 def _shaped(name: str, tensors: Mapping[str, Tensor]) -> str:

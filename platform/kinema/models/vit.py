@@ -27,13 +27,12 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from timm.layers.drop import DropPath
-from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kinema.config import Config
 from kinema.masking.grid import Grid
+from kinema.models import layers
 
 NORM_EPS = 1e-6
 CONV_STRIDE = 4
@@ -275,9 +274,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, num_heads)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = layers.drop_path(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.mlp = layers.mlp(dim, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D) -> (B, N, D)."""
