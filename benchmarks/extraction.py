@@ -35,10 +35,11 @@ import numpy as np
 
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import DIS, TVL1, CodecVectors, Farneback
+from kinema.motion.store import MotionStore
 from kinema.pipelines.cluster import connect, disconnect
-from kinema.pipelines.extract import Extractor
+from kinema.pipelines.isolation import Packed
 from kinema.pipelines.one_video import extract_one
-from kinema.pipelines.over_videos import stream
+from kinema.pipelines.over_videos import VideoJob, stream
 from kinema.video.decode import iterate_frames, probe
 from kinema.video.manifest import Entry
 
@@ -71,7 +72,8 @@ def through_ray(entries: Sequence[Entry], config: MotionConfig, cores: int) -> R
     """The project's pipeline on `cores` cores of the connected cluster, into a new store."""
     with tempfile.TemporaryDirectory() as root:
         started = time.time()
-        summaries = list(stream(entries, Extractor, (root, config, 600.0), cores))
+        job = VideoJob(Packed.of(extract_one, config), MotionStore(root, config).write_part, 600.0)
+        summaries = list(stream(entries, job, cores))
         ended = time.time()
     failed = [summary["why"] for summary in summaries if summary["why"] is not None]
     if failed:

@@ -5,7 +5,8 @@ python jobs/transfer.py experiments/mofo/table_3.yaml transfer.targets.SSv2.data
 """
 
 from kinema.cli import parse, run
-from kinema.pipelines.transfer import TransferExperiment, transfer
+from kinema.pipelines.transfer import transfer
+from kinema.pipelines.transfer_plan import TransferExperiment
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from kinema.pipelines.one_video import extract_one, located
 from kinema.pipelines.prepare import Prepared, prepare_manifest
 from kinema.pipelines.probe import Asked, probe
 from kinema.pipelines.sweep import plan
-from kinema.pipelines.transfer import (
+from kinema.pipelines.transfer_plan import (
     Data,
     TransferExperiment,
     build_cell,

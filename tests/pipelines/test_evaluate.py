@@ -125,7 +125,7 @@ def test_a_killed_worker_costs_nothing(
             time.sleep(0.01)
         for process in psutil.process_iter(["name", "cmdline"]):
             line = " ".join(process.info["cmdline"] or [])
-            if "Asker" in line and "ray::" in line and process.ppid() in family:
+            if "VideoActor" in line and "ray::" in line and process.ppid() in family:
                 os.kill(process.pid, signal.SIGKILL)
                 killed.append(process.pid)
                 return

@@ -14,7 +14,7 @@ from moving_square import entry_of, write_video
 from kinema.errors import VideoError
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import DIS, CodecVectors
-from kinema.pipelines.isolation import Isolated
+from kinema.pipelines.isolation import Isolated, Packed
 from kinema.pipelines.one_video import extract_one, video_digest
 
 CONFIG = MotionConfig(flow=DIS())
@@ -116,7 +116,7 @@ def test_crash_costs_its_video_after_one_retry(tmp_path: Path) -> None:
     import going_wrong  # type: ignore[import-not-found]
 
     entry = entry_of(write_video(tmp_path / "a.mp4"))
-    with Isolated(going_wrong.crash, CONFIG, 60) as extractor:
+    with Isolated(Packed.of(going_wrong.crash, CONFIG), 60) as extractor:
         outcome = extractor.run(entry)
     assert outcome.result is None
     assert outcome.why == "the decoder crashed (SIGSEGV), 2 times"
@@ -128,7 +128,7 @@ def test_crash_that_does_not_repeat_costs_nothing(tmp_path: Path) -> None:
     import going_wrong
 
     entry = entry_of(write_video(tmp_path / "a.mp4"))
-    with Isolated(going_wrong.crash_once, CONFIG, 60) as extractor:
+    with Isolated(Packed.of(going_wrong.crash_once, CONFIG), 60) as extractor:
         outcome = extractor.run(entry)
     assert outcome.why is None
     assert outcome.result is not None
@@ -140,7 +140,7 @@ def test_hang_ends_at_the_limit_and_the_next_video_works(tmp_path: Path) -> None
     import going_wrong
 
     path = write_video(tmp_path / "a.mp4")
-    with Isolated(going_wrong.hang, CONFIG, 60) as extractor:
+    with Isolated(Packed.of(going_wrong.hang, CONFIG), 60) as extractor:
         assert extractor.run(entry_of(path, id="before")).why is None
         extractor.timeout_s = 1.0
         started = time.monotonic()
@@ -157,6 +157,6 @@ def test_bug_is_named_and_not_retried(tmp_path: Path) -> None:
     import going_wrong
 
     entry = entry_of(write_video(tmp_path / "a.mp4"))
-    with Isolated(going_wrong.bug, CONFIG, 60) as extractor:
+    with Isolated(Packed.of(going_wrong.bug, CONFIG), 60) as extractor:
         assert extractor.run(entry).why == "ZeroDivisionError: oops"
     assert (tmp_path / "a.mp4.tries").stat().st_size == 1

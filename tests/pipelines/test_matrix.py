@@ -11,14 +11,14 @@ from kinema.config import load
 from kinema.errors import ConfigError
 from kinema.pipelines.direct import class_labels, source_labels
 from kinema.pipelines.prepare import prepare_manifest
-from kinema.pipelines.transfer import (
+from kinema.pipelines.transfer import transfer
+from kinema.pipelines.transfer_plan import (
     Data,
     TransferExperiment,
     build_cell,
     cell_experiment,
     places,
     plan_sources,
-    transfer,
 )
 from kinema.trial import pretrained_uri
 from kinema.video.manifest import Manifest

@@ -153,7 +153,7 @@ def test_measures_of_one_video_are_those_of_direct_loops(tmp_path: Path) -> None
     path = write_video(tmp_path / "a.mp4", 12)
     entry = entry_of(path, num_frames=12)
     boxes = {frame: [(8.0, 30.0, 40.0, 54.0), (50.0, 0.0, 60.0, 10.0)] for frame in (2, 5, 6)}
-    measures = measure_one(entry, {"a": boxes})
+    measures = measure_one(entry, {"a": boxes}).result
     frames = list(iterate_vectors(str(path)))
     for picture in "IPB":
         assert measures[picture] == sum(frame.picture == picture for frame in frames)
@@ -175,7 +175,7 @@ def test_images_have_no_vectors_and_say_why(tmp_path: Path) -> None:
 
     for number in range(3):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((16, 16, 3), np.uint8))
-    measures = measure_one(entry_of(tmp_path, num_frames=3), {})
+    measures = measure_one(entry_of(tmp_path, num_frames=3), {}).result
     assert "no motion vectors" in measures["why_none"]
     assert (measures["frames"], measures["with_vectors"]) == (3, 0)
 

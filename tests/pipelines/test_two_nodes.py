@@ -146,5 +146,5 @@ def test_submitted_sweep_uses_both_nodes(two_nodes: dict[str, str], tmp_path: Pa
         nodes.setdefault(actor["class"], set()).add(actor["node"])
     (training,) = (found for name, found in nodes.items() if "RayTrainWorker" in name)
     assert len(training) == 2, nodes
-    (extraction,) = (found for name, found in nodes.items() if "Extract" in name)
+    (extraction,) = (found for name, found in nodes.items() if "VideoActor" in name)
     assert len(extraction) == 2, nodes

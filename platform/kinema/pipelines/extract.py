@@ -6,16 +6,15 @@ and the extractor's version is done. `over_videos` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import AnnotatedBoxes, CodecVectors
-from kinema.motion.store import MotionRow, MotionStore, row_digest
+from kinema.motion.store import MotionStore, row_digest
 from kinema.pipelines.cluster import require
-from kinema.pipelines.isolation import Outcome
+from kinema.pipelines.isolation import Packed
 from kinema.pipelines.one_video import extract_one, located, motion_digest
-from kinema.pipelines.over_videos import VideoActor, judge, outdated, run_over
+from kinema.pipelines.over_videos import VideoJob, judge, outdated, run_over
 from kinema.storage import absolute
 from kinema.video.manifest import Entry, Manifest
 
@@ -53,33 +52,14 @@ def extract(
     digest = partial(_digest, config=motion_config, work=work)
     todo, changed = outdated(entries, store.existing(), digest)
     store.drop(changed)
-    arguments = (storage_root, motion_config, timeout_s, work)
-    failures = run_over("motion", len(entries), todo, Extractor, arguments, num_cpus)
+    job = VideoJob(Packed.of(extract_one, work), store.write_part, timeout_s)
+    failures = run_over("motion", len(entries), todo, job, num_cpus)
     if todo:
         store.write_failures(failures)
     listed_in = f"{store.uri}/failures.parquet"
     key = "extraction.max_failure_ratio"
     judge("motion extraction", failures, len(entries), max_failure_ratio, listed_in, key)
     return store
-
-
-class Extractor(VideoActor[MotionRow]):
-    """Finds motion and writes parts of the store."""
-
-    def __init__(
-        self,
-        storage_root: str,
-        config: MotionConfig,
-        timeout_s: float,
-        work: MotionConfig | None = None,
-    ) -> None:
-        super().__init__(extract_one, work or config, timeout_s)
-        self._store = MotionStore(storage_root, config)
-
-    def store(self, outcomes: Sequence[Outcome[MotionRow]], name: str) -> None:
-        """Write one part file."""
-        rows = [outcome.result for outcome in outcomes if outcome.result is not None]
-        self._store.write_part(rows, name)
 
 
 def _digest(entry: Entry, config: MotionConfig, work: MotionConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -37,19 +38,31 @@ class Outcome(Generic[Result]):
     finished_at: float
 
 
+@dataclass(frozen=True)
+class Packed(Generic[Result]):
+    """Work on a video and its settings, as bytes that only the child process opens.
+
+    Its parent then need not import what the work imports: of torch alone 400 MB on every core.
+    """
+
+    content: bytes
+
+    @classmethod
+    def of(cls, work: Callable[[Entry, Any], Result], config: object) -> Packed[Result]:
+        """Pack a function of (entry, config), importable in a new process, and its config."""
+        return cls(pickle.dumps((work, config)))
+
+
 class Isolated(Generic[Result]):
-    """Runs `work` on one video after the other in a child process, which may die of one.
+    """Runs work on one video after the other in a child process, which may die of one.
 
     Args:
-        work: must be importable in a new process; what it returns goes through a pipe.
-        config: its second argument.
+        packed: the work; what it returns goes through a pipe.
         timeout_s: limit per video and attempt.
     """
 
-    def __init__(
-        self, work: Callable[[Entry, Any], Result], config: object, timeout_s: float
-    ) -> None:
-        self._work, self._config, self.timeout_s = work, config, timeout_s
+    def __init__(self, packed: Packed[Result], timeout_s: float) -> None:
+        self._packed, self.timeout_s = packed, timeout_s
         self._child: BaseProcess | None = None
         self._pipe: Connection
 
@@ -108,9 +121,7 @@ class Isolated(Generic[Result]):
         # spawn: a fork of a process with threads (Ray, Arrow) may deadlock
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._child = context.Process(
-            target=_serve, args=(theirs, self._work, self._config), daemon=True
-        )
+        self._child = context.Process(target=_serve, args=(theirs, self._packed), daemon=True)
         self._child.start()
         theirs.close()  # so that the child's death is the end of the pipe
         self._pipe.recv()  # its imports are done, the first video's time starts
@@ -127,9 +138,10 @@ class _Ended(str):
     """How a child process ended without an answer."""
 
 
-def _serve(pipe: Connection, work: Callable[[Entry, Any], Any], config: object) -> None:
+def _serve(pipe: Connection, packed: Packed[Any]) -> None:
     """The child: answers entries with results or an error's text, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    work, config = pickle.loads(packed.content)
     pipe.send("ready")
     while True:
         try:

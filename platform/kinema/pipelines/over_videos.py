@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -22,8 +21,7 @@ import ray.data
 from kinema.config import fingerprint
 from kinema.errors import KinemaError
 from kinema.pipelines.cluster import max_resources, resources
-from kinema.pipelines.isolation import Isolated, Outcome
-from kinema.pipelines.ledger import Done, Ledger
+from kinema.pipelines.isolation import Isolated, Packed
 from kinema.pipelines.progress import Progress
 from kinema.video.manifest import Entry
 
@@ -69,28 +67,38 @@ Failure = tuple[str, str, str]
 """Id, path and reason."""
 
 
-class VideoActor(ABC, Generic[Result]):
-    """One core's work: a batch of manifest rows in, a part stored and a summary out."""
+@dataclass(frozen=True)
+class VideoJob(Generic[Result]):
+    """What is done with every video.
 
-    def __init__(
-        self, work: Callable[[Entry, Any], Result], config: object, timeout_s: float
-    ) -> None:
-        self._isolated = Isolated(work, config, timeout_s)
+    Attributes:
+        work: on one video; see `Packed`.
+        write: stores the results of a part, whole or not at all, under its name.
+        timeout_s: limit per video.
+    """
+
+    work: Packed[Result]
+    write: Callable[[Sequence[Result], str], object]
+    timeout_s: float
+
+
+class VideoActor:
+    """One core's share: a batch of manifest rows in, a part stored and a summary out."""
+
+    def __init__(self, job: VideoJob[Any]) -> None:
+        self._isolated = Isolated(job.work, job.timeout_s)
+        self._write = job.write
         self._worker = ray.get_runtime_context().get_actor_id()
 
     def __del__(self) -> None:
         self._isolated.close()  # Ray Data deletes the object when the actor ends
 
-    @abstractmethod
-    def store(self, outcomes: Sequence[Outcome[Result]], name: str) -> None:
-        """Store the results of a part; none of them is missing."""
-
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A batch of `ENTRY_SCHEMA` in, one of `SUMMARY_SCHEMA` out."""
         outcomes = [self._isolated.run(Entry(**row)) for row in batch.to_pylist()]
-        done = [outcome for outcome in outcomes if outcome.result is not None]
+        done = [outcome.result for outcome in outcomes if outcome.result is not None]
         if done:
-            self.store(done, fingerprint([outcome.entry.id for outcome in outcomes]))
+            self._write(done, fingerprint([outcome.entry.id for outcome in outcomes]))
         summaries = [
             {
                 "id": outcome.entry.id,
@@ -104,34 +112,11 @@ class VideoActor(ABC, Generic[Result]):
         return pa.Table.from_pylist(summaries, schema=SUMMARY_SCHEMA)
 
 
-class LedgerActor(VideoActor[dict[str, Any]]):
-    """Notes in a ledger what `work` returns: plain data, of which `made_from` is the digest."""
-
-    def __init__(
-        self,
-        work: Callable[[Entry, Any], dict[str, Any]],
-        config: object,
-        timeout_s: float,
-        ledger_uri: str,
-    ) -> None:
-        super().__init__(work, config, timeout_s)
-        self._ledger = Ledger(ledger_uri)
-
-    def store(self, outcomes: Sequence[Outcome[dict[str, Any]]], name: str) -> None:
-        """Write one part of the ledger."""
-        rows = []
-        for outcome in outcomes:
-            measures = dict(outcome.result or {})
-            rows.append(Done(outcome.entry.id, measures.pop("made_from"), measures))
-        self._ledger.write(rows, name)
-
-
 def run_over(
     name: str,
     total: int,
     todo: Sequence[Entry],
-    actor: type[VideoActor[Any]],
-    arguments: tuple[Any, ...],
+    job: VideoJob[Any],
     num_cpus: int | None,
     num_gpus: float = 0.0,
 ) -> list[Failure]:
@@ -141,7 +126,7 @@ def run_over(
         name: of the work, for the terminal.
         total: videos of the manifest, done before or not.
         todo: those to do.
-        actor: of every core, made with `arguments`.
+        job: what to do with each.
         num_cpus: cores to use; all that the cluster has or can have by default.
         num_gpus: share of a GPU that each core's actor takes beside it.
     """
@@ -154,7 +139,7 @@ def run_over(
     failures: list[Failure] = []
     paths = {entry.id: entry.path for entry in todo}
     with Progress(name, len(todo)) as progress:
-        for summary in stream(todo, actor, arguments, num_actors, num_gpus):
+        for summary in stream(todo, job, num_actors, num_gpus):
             why = summary["why"]
             if why is not None:
                 failures.append((summary["id"], paths[summary["id"]], why))
@@ -164,8 +149,7 @@ def run_over(
 
 def stream(
     entries: Sequence[Entry],
-    actor: type[VideoActor[Any]],
-    arguments: tuple[Any, ...],
+    job: VideoJob[Any],
     num_actors: int,
     num_gpus: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
@@ -183,8 +167,8 @@ def stream(
     ]
     with _quiet():
         summaries = ray.data.from_arrow(blocks).map_batches(
-            actor,
-            fn_constructor_args=arguments,
+            VideoActor,
+            fn_constructor_args=(job,),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +23,10 @@ from kinema.evaluation.readout import READOUT_VERSION, Question, ReadoutConfig, 
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.store import MotionStore
 from kinema.pipelines.cluster import require
-from kinema.pipelines.isolation import Outcome
+from kinema.pipelines.isolation import Packed
 from kinema.pipelines.ledger import Parts
 from kinema.pipelines.one_video import located, motion_digest, video_digest
-from kinema.pipelines.over_videos import VideoActor, outdated, run_over
+from kinema.pipelines.over_videos import VideoJob, outdated, run_over
 from kinema.video.manifest import Entry, Manifest
 
 
@@ -107,47 +108,28 @@ def read_out(
     parts.drop(entry.id for entry in todo)
     store = None if motion is None else MotionStore(root, motion)
     question = Question(config, [entry.id for entry in todo], store)
-    arguments = (question, work, uri, reading.timeout_s)
-    per_worker = reading.num_cpus, reading.gpus_per_worker
-    failed = run_over(name, len(entries), todo, Asker, arguments, *per_worker)
+    job = VideoJob(Packed.of(answer, (question, work)), parts.write, reading.timeout_s)
+    failed = run_over(
+        name, len(entries), todo, job, reading.num_cpus, num_gpus=reading.gpus_per_worker
+    )
     return _assemble(parts, entries, {id: why for id, _, why in failed})
 
 
-Answer = tuple[str, NDArray[np.float32]]
-"""Digest of what was read, and what the network said."""
-
-
-def answer(entry: Entry, asked: tuple[Question, MotionConfig | None]) -> Answer:
-    """Ask about one video.
+def answer(entry: Entry, asked: tuple[Question, MotionConfig | None]) -> dict[str, Any]:
+    """Ask about one video; returns its row.
 
     Raises:
         VideoError: it cannot be read.
     """
     question, work = asked
-    return _digest(entry, work), ask(entry, question)
-
-
-class Asker(VideoActor[Answer]):
-    """Asks about videos and writes the answers."""
-
-    def __init__(
-        self, question: Question, work: MotionConfig | None, uri: str, timeout_s: float
-    ) -> None:
-        super().__init__(answer, (question, work), timeout_s)
-        self._parts = Parts(uri, _schema(question.readout))
-
-    def store(self, outcomes: Sequence[Outcome[Answer]], name: str) -> None:
-        """Write one part."""
-        kind = self._parts.schema.field("values").type.value_type.to_pandas_dtype()
-        rows = []
-        for outcome in outcomes:
-            assert outcome.result is not None
-            digest, said = outcome.result
-            flat = said.astype(kind).reshape(-1)
-            rows.append(
-                {"id": outcome.entry.id, "digest": digest, "shape": said.shape, "values": flat}
-            )
-        self._parts.write(rows, name)
+    said = ask(entry, question)
+    kind = _schema(question.readout).field("values").type.value_type.to_pandas_dtype()
+    return {
+        "id": entry.id,
+        "digest": _digest(entry, work),
+        "shape": said.shape,
+        "values": said.astype(kind).reshape(-1),
+    }
 
 
 def _schema(config: ReadoutConfig) -> pa.Schema:

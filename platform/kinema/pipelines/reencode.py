@@ -17,9 +17,10 @@ from kinema import storage
 from kinema.config import fingerprint
 from kinema.errors import KinemaError, ManifestError, VideoError
 from kinema.pipelines.cluster import require
+from kinema.pipelines.isolation import Packed
 from kinema.pipelines.ledger import Done, Ledger
 from kinema.pipelines.one_video import video_digest
-from kinema.pipelines.over_videos import Failure, LedgerActor, digests, judge, run_over
+from kinema.pipelines.over_videos import Failure, VideoJob, digests, judge, run_over
 from kinema.video.encode import ENCODER_VERSION, EncodeConfig, reencode
 from kinema.video.manifest import FAILURE_SCHEMA, Entry, Manifest
 
@@ -54,12 +55,11 @@ def reencode_all(
     entries = manifest.rows()
     _check_names(entries)
     require([{"CPU": 1}], "re-encoding")
-    ledger_uri = storage.join(output, "done")
-    ledger = Ledger(ledger_uri)
+    ledger = Ledger(storage.join(output, "done"))
     todo = _todo(entries, ledger.read(), output, config)
     ledger.drop(entry.id for entry in todo)
-    arguments = (encode_one, (output, config), timeout_s, ledger_uri)
-    failures = run_over("re-encoding", len(entries), todo, LedgerActor, arguments, num_cpus)
+    job = VideoJob(Packed.of(encode_one, (output, config)), ledger.write, timeout_s)
+    failures = run_over("re-encoding", len(entries), todo, job, num_cpus)
     kept = {entry.id for entry in entries}
     done = {id: row.result for id, row in ledger.read().items() if id in kept}
     failures_uri = storage.join(output, "failures.parquet")
@@ -73,7 +73,7 @@ def reencode_all(
     return uri
 
 
-def encode_one(entry: Entry, into: tuple[str, EncodeConfig]) -> Measures:
+def encode_one(entry: Entry, into: tuple[str, EncodeConfig]) -> Done:
     """Re-encode one video into the output folder; returns its columns of the new manifest.
 
     Raises:
@@ -81,7 +81,7 @@ def encode_one(entry: Entry, into: tuple[str, EncodeConfig]) -> Measures:
     """
     output, config = into
     span = entry.frame_range()
-    made_from = _digest(entry, config)
+    digest = _digest(entry, config)
     encoded = reencode(entry.path, entry.fps, config, span.start, span.stop)
     if encoded.num_frames != len(span):
         raise VideoError(
@@ -91,8 +91,7 @@ def encode_one(entry: Entry, into: tuple[str, EncodeConfig]) -> Measures:
         )
     uri = _video_uri(output, entry.id)
     storage.write_bytes(uri, encoded.data)
-    return {
-        "made_from": made_from,
+    measures = {
         "width": encoded.width,
         "height": encoded.height,
         "num_frames": encoded.num_frames,
@@ -101,6 +100,7 @@ def encode_one(entry: Entry, into: tuple[str, EncodeConfig]) -> Measures:
         "source_seconds": encoded.source_seconds,
         "seconds": encoded.seconds,
     }
+    return Done(entry.id, digest, measures)
 
 
 def _digest(entry: Entry, config: EncodeConfig) -> str:

@@ -22,9 +22,10 @@ from kinema.errors import NoVectorsError
 from kinema.evaluation.statistics import bootstrap_interval
 from kinema.motion.vectors import GRID, iterate_fields
 from kinema.pipelines.cluster import require
-from kinema.pipelines.ledger import Ledger
+from kinema.pipelines.isolation import Packed
+from kinema.pipelines.ledger import Done, Ledger
 from kinema.pipelines.one_video import video_digest
-from kinema.pipelines.over_videos import LedgerActor, judge, outdated, run_over
+from kinema.pipelines.over_videos import VideoJob, judge, outdated, run_over
 from kinema.video.decode import FrameVectors, iterate_vectors, vectors_are_exact
 from kinema.video.manifest import Entry, Manifest
 
@@ -60,13 +61,12 @@ def report(
     require([{"CPU": 1}], "the report")
     manifest = Manifest.read(manifest_uri)
     entries = manifest.rows()
-    ledger_uri = storage.join(output, "done")
-    ledger = Ledger(ledger_uri)
+    ledger = Ledger(storage.join(output, "done"))
     existing = {id: row.digest for id, row in ledger.read().items()}
     todo, _ = outdated(entries, existing, partial(_digest, boxes=boxes))
     ledger.drop(entry.id for entry in todo)
-    arguments = (measure_one, boxes, timeout_s, ledger_uri)
-    failures = run_over("report", len(entries), todo, LedgerActor, arguments, num_cpus)
+    job = VideoJob(Packed.of(measure_one, boxes), ledger.write, timeout_s)
+    failures = run_over("report", len(entries), todo, job, num_cpus)
     names = manifest.table["id"].to_pylist()
     done = {id: row.result for id, row in ledger.read().items() if id in set(names)}
     codecs = dict(zip(names, manifest.table["codec"].to_pylist(), strict=True))
@@ -78,18 +78,17 @@ def report(
     return found
 
 
-def measure_one(entry: Entry, boxes: Mapping[str, FrameBoxes]) -> Measures:
+def measure_one(entry: Entry, boxes: Mapping[str, FrameBoxes]) -> Done:
     """Pictures, key frames and motion in and out of boxes of one video.
 
     Returns:
-        `made_from`, the row's digest; `frames`, and of these `I`, `P`, `B`, and `with_vectors`;
+        Its result has `frames`, and of these `I`, `P`, `B`, and `with_vectors`;
         `gops`, distances of key frames; `exact`, see `decode.vectors_are_exact`; `inside` and
         `outside`, mean magnitude in px per frame over the cells in and out of boxes, or null;
         `why_none`, why there are no vectors, or null.
     """
-    span = entry.frame_range()
+    span, digest = entry.frame_range(), _digest(entry, boxes)
     measures: Measures = {
-        "made_from": _digest(entry, boxes),
         "frames": len(span),
         "why_none": None,
         "exact": None,
@@ -107,20 +106,18 @@ def measure_one(entry: Entry, boxes: Mapping[str, FrameBoxes]) -> Measures:
         for index, field in iterate_fields(frames):
             score.add(index, field)
     except NoVectorsError as error:
-        return measures | {"why_none": error.why}
+        return Done(entry.id, digest, measures | {"why_none": error.why})
     keys = [picture.index for picture in pictures if picture.picture == "I"]
     inside, outside = score.means()
-    return (
-        measures
-        | Counter(picture.picture for picture in pictures)
-        | {
-            "frames": len(pictures),
-            "gops": np.diff(keys).tolist(),
-            "with_vectors": sum(len(picture.rows) > 0 for picture in pictures),
-            "inside": inside,
-            "outside": outside,
-        }
-    )
+    measures |= Counter(picture.picture for picture in pictures)
+    measures |= {
+        "frames": len(pictures),
+        "gops": np.diff(keys).tolist(),
+        "with_vectors": sum(len(picture.rows) > 0 for picture in pictures),
+        "inside": inside,
+        "outside": outside,
+    }
+    return Done(entry.id, digest, measures)
 
 
 class _Score:
