@@ -110,7 +110,8 @@ def test_killed_sweep_goes_on(tmp_path: Path) -> None:
         *TINY,
         f"storage={tmp_path}",
         "motion.flow={name: dis}",
-        "sweep.axes={mask.inside_ratio: [0.5, 1.0]}",
+        "pretrain.epochs=8",  # so that the control, which has none, is done long before
+        "sweep.axes={mask.inside_ratio: [0.5]}",
     ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "platform")}
     first = subprocess.Popen(
@@ -125,19 +126,17 @@ def test_killed_sweep_goes_on(tmp_path: Path) -> None:
         first.kill()
         first.wait()
     done = {file: file.stat().st_mtime_ns for file in tmp_path.glob("runs/*/result.json")}
-    assert 0 < len(done) < 3
+    assert len(done) == 1
     second = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     assert second.returncode == 0, second.stdout + second.stderr
     # A worker may end its trial in the moment before it notices that its driver is gone.
-    found = re.search(r"(\d) of 3 trials are done", second.stdout)
-    assert found is not None
-    assert len(done) <= int(found[1]) < 3
+    assert re.search(r"[12] of 2 trials are done", second.stdout), second.stdout
     assert {file: file.stat().st_mtime_ns for file in done} == done
-    assert len(list(tmp_path.glob("runs/*/result.json"))) == 3
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 2
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (study,) = client.search_experiments(filter_string="name = 'demo-mask-ratio'")
     runs = client.search_runs([study.experiment_id])
-    assert len(runs) == 4
+    assert len(runs) == 3
     assert {run.info.status for run in runs} == {"FINISHED"}
