@@ -42,8 +42,8 @@ class Outcome(Generic[Result]):
 class Packed(Generic[Result]):
     """Work on a video and its settings, as bytes that only the child process opens.
 
-    So its parent imports nothing of what the work needs: torch takes seconds and some 300 MB on every
-    core.
+    So its parent imports nothing of what the work needs: torch takes seconds, and some 300 MB on
+    every core.
     """
 
     content: bytes
