@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kinema.config import fingerprint, load
 from kinema.experiment import Experiment
-from kinema.motion.store import MotionStore
+from kinema.motion.store import MotionStore, row_digest
 from kinema.pipelines.one_video import extract_one
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.trial import run_stages
@@ -93,14 +93,13 @@ def experiment(root: str, name: str) -> Experiment:
 
 
 def extract(chosen: Experiment) -> None:
-    """Make the clips and find their motion, unless that is done."""
+    """Make the clips and find their motion."""
     assert chosen.motion is not None
-    store = MotionStore(chosen.root, chosen.motion)
-    done = store.existing()
-    todo = [e for e in Manifest.read(prepare_manifest(chosen)).rows() if e.id not in done]
-    if todo:
-        rows = [extract_one(entry, chosen.motion) for entry in todo]
-        store.write_part(rows, fingerprint([entry.id for entry in todo]))
+    manifest = Manifest.read(prepare_manifest(chosen))
+    store = MotionStore(chosen.root, chosen.motion, manifest.digest)
+    rows = [extract_one(entry, chosen.motion) for entry in manifest.rows()]
+    store.write_part(rows, manifest.digest)
+    store.write_index({row.id: row_digest(row.video_digest, chosen.motion) for row in rows})
 
 
 def learn(root: str, name: str, threads: int) -> tuple[str, float, dict[str, float]]:

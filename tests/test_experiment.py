@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kinema.config import load
-from kinema.errors import ConfigError
+from kinema.errors import ConfigError, StorageError
 from kinema.experiment import AnyExperiment, Experiment, SweepExperiment, pretrain_key, run_key
 from kinema.pipelines.sweep import plan
 
@@ -135,3 +135,16 @@ def test_a_job_takes_one_variant_of_a_sweep() -> None:
         load(AnyExperiment, file, [*given, "variant=MGN"])
     with pytest.raises(ConfigError, match="the experiment has no variants"):
         load(AnyExperiment, EXPERIMENTS / "demo/base.yaml", ["variant=MGM"])
+
+
+def test_a_given_encoder_counts_by_its_content(tmp_path: Path) -> None:
+    def key(name: str, content: bytes) -> str:
+        file = tmp_path / name
+        file.write_bytes(content)
+        return run_key(demo("pretrain=null", f"encoder={file}"), "m")
+
+    first = key("a.safetensors", b"one")
+    assert key("b.safetensors", b"one") == first
+    assert key("a.safetensors", b"two") != first
+    with pytest.raises(StorageError, match=r"absent\.safetensors"):
+        run_key(demo("pretrain=null", f"encoder={tmp_path}/absent.safetensors"), "m")

@@ -10,9 +10,10 @@ import yaml
 from in_process import without_cluster
 from learning import Silent
 
-from kinema.config import fingerprint, load
+from kinema import storage
+from kinema.config import load
 from kinema.experiment import Experiment, SweepExperiment, pretrain_key, run_key
-from kinema.motion.store import MotionStore
+from kinema.motion.store import MotionStore, row_digest
 from kinema.pipelines.direct import DirectTest, run_direct
 from kinema.pipelines.one_video import extract_one, located
 from kinema.pipelines.prepare import Prepared, prepare_manifest
@@ -116,13 +117,14 @@ def extract_motion(experiment: Experiment, manifest_uri: str) -> None:
     """What `extract` does, without a cluster."""
     if experiment.motion is None:
         return
-    store = MotionStore(experiment.root, experiment.motion)
-    done = store.existing()
-    todo = [entry for entry in Manifest.read(manifest_uri).rows() if entry.id not in done]
-    if todo:
-        config = located(experiment.motion, manifest_uri)
-        rows = [extract_one(entry, config) for entry in todo]
-        store.write_part(rows, fingerprint([entry.id for entry in todo]))
+    manifest = Manifest.read(manifest_uri)
+    store = MotionStore(experiment.root, experiment.motion, manifest.digest)
+    if storage.exists(store.index_uri):
+        return
+    config = located(experiment.motion, manifest_uri)
+    rows = [extract_one(entry, config) for entry in manifest.rows()]
+    store.write_part(rows, manifest.digest)
+    store.write_index({row.id: row_digest(row.video_digest, experiment.motion) for row in rows})
 
 
 @pytest.mark.parametrize("twin", SWEEP_TWINS, ids=lambda file: file.stem)

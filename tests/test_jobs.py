@@ -38,7 +38,7 @@ def test_help_names_the_job_and_every_key(job: str, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("job", CONFIGURED)
 def test_misspelt_key_is_told_the_nearest_one(job: str) -> None:
     wrong, right = ("ouptut=x", "output") if job in WITH_OUTPUT else ("seeed=1", "seed")
-    if job == "combine_epic.py":
+    if job in ("combine_epic.py", "replay_tracking.py"):
         wrong, right = "storge=x", "storage"
     with pytest.raises(ConfigError, match=f"unknown key '.*'; did you mean '{right}'"):
         call(job, [*REQUIRED.get(job, []), wrong])

@@ -30,7 +30,6 @@ def test_bytes_come_back(root: str) -> None:
     storage.write_bytes(uri, b"second!")
     assert storage.exists(uri)
     assert storage.read_bytes(uri) == b"second!"
-    assert storage.size(uri) == 7
     assert storage.content_digest(uri) == hashlib.sha256(b"second!").hexdigest()
 
 
@@ -145,7 +144,6 @@ def test_what_is_missing_is_named(root: str) -> None:
         storage.read_bytes,
         storage.read_json,
         storage.read_table,
-        storage.size,
         storage.open_input,
         storage.content_digest,
     ):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from job_runner import call
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -156,16 +157,6 @@ def test_summary_is_the_last_value_and_can_change(root: Path) -> None:
     assert runs(root)[0].data.metrics["top1_best"] == 0.7
 
 
-def test_tags_can_be_added_to_a_finished_run(root: Path) -> None:
-    tracker = Tracker(str(root), STUDY)
-    run_id = tracker.run("trial", "trial", tags={"a": "1", "b": "2"})
-    tracker.finish(run_id, "FINISHED")
-    tracker.tag(run_id, {"b": "3", "c": "4"})
-    (run,) = runs(root)
-    assert run.info.status == "FINISHED"
-    assert {run.data.tags[name] for name in "abc"} == {"1", "3", "4"}
-
-
 def test_unfit_metric_name_is_refused_at_once(root: Path) -> None:
     tracker = Tracker(str(root), STUDY)
     run_id = tracker.run("trial", "trial")
@@ -174,34 +165,37 @@ def test_unfit_metric_name_is_refused_at_once(root: Path) -> None:
 
 
 def test_artifacts(root: Path, tmp_path: Path) -> None:
-    from matplotlib.figure import Figure
-
     tracker = Tracker(str(root), STUDY)
     run_id = tracker.run("trial", "trial")
     file = tmp_path / "predictions.csv"
     file.write_text("id,label\n")
     tracker.artifact(run_id, file, "test")
-    tracker.text(run_id, "a: 1\n", "config.yaml")
-    tracker.json(run_id, {"a": [1]}, "data/a.json")
-    tracker.figure(run_id, Figure(), "figures/empty.png")
+    tracker.attach(run_id, b"a: 1\n", "config.yaml")
+    tracker.attach(run_id, b"{}", "data/a.json")
     stored = {str(f.relative_to(root)) for f in root.glob("mlartifacts/**/*") if f.is_file()}
-    names = ["test/predictions.csv", "config.yaml", "data/a.json", "figures/empty.png"]
+    names = ["test/predictions.csv", "config.yaml", "data/a.json"]
     assert stored == {f"mlartifacts/{run_id}/artifacts/{name}" for name in names}
     with pytest.raises(FileNotFoundError):
         tracker.artifact(run_id, tmp_path / "absent.csv")
 
 
 @pytest.mark.usefixtures("impatient")
-def test_outage_from_the_start_is_replayed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_outage_from_the_start_is_replayed(
+    root: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     tracker = Tracker(str(root), STUDY, UNREACHABLE)
     tracker.run("sweep", "sweep")
     handle = tracker.run("trial", "trial", "sweep", {"lr": 0.1}, {"method": "a"})
     tracker.log(handle, points("loss", 0, 1))
-    tracker.text(handle, "a: 1\n", "config/resolved.yaml")
+    tracker.attach(handle, b"a: 1\n", "config/resolved.yaml")
     tracker.finish(handle, "FAILED", "no memory")
     assert tracker.unsent(handle) == 2
     assert sum("does not answer" in record.message for record in caplog.records) == 1
-    assert replay(str(root)) == 0
+    job = [f"storage={root}"]
+    assert call("replay_tracking.py", [*job, f"tracking_uri={UNREACHABLE}"]) == 1
+    assert "still lacks something of 2 runs" in capsys.readouterr().out
+    assert call("replay_tracking.py", job) == 0
+    assert "MLflow has everything" in capsys.readouterr().out
     found = {run.info.run_name: run for run in runs(root)}
     child = found["trial"]
     assert child.data.tags["mlflow.parentRunId"] == found["sweep"].info.run_id

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,7 +21,7 @@ from kinema.config import load
 from kinema.errors import ConfigError, NonFiniteLossError, StoreError
 from kinema.experiment import Experiment
 from kinema.motion.extractor import FrameBoxes
-from kinema.motion.store import MotionRow, MotionStore
+from kinema.motion.store import MotionRow, MotionStore, row_digest
 from kinema.trial import pretrained_uri, result, run_stages, run_uri, split
 from kinema.video.manifest import Manifest
 from kinema.video.synthetic import SyntheticConfig, load_truth, make
@@ -105,7 +106,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             np.arange(count, dtype=np.int32), boxes.astype(np.float32), np.ones(count, np.float32)
         )
         rows.append(MotionRow(entry.id, "digest", 48, 48, count + 1, entry.fps, frames))
-    MotionStore(str(root), motion).write_part(rows, "000")
+    store = MotionStore(str(root), motion, Manifest.read(uri).digest)
+    store.write_part(rows, "000")
+    store.write_index({row.id: row_digest(row.video_digest, motion) for row in rows})
     return root, uri
 
 
@@ -198,11 +201,12 @@ def test_videos_without_motion_are_left_out_or_reported(
 ) -> None:
     root, uri = videos
     experiment = tiny(tmp_path, uri, *MOFO, "finetune.epochs=1")
-    full = MotionStore(str(root), experiment.motion)
-    here = MotionStore(str(tmp_path), experiment.motion)
+    digest = Manifest.read(uri).digest
+    full = MotionStore(str(root), experiment.motion, digest)
+    here = MotionStore(str(tmp_path), experiment.motion, digest)
     lost = {"train-000003", "validation-000002", "test-000001"}
     shutil.copytree(full.uri, here.uri)
-    assert here.drop(lost) == 3
+    assert here.drop((video, row_digest("digest", experiment.motion)) for video in lost) == 3
     with pytest.raises(StoreError, match="3 of 64 videos have no motion in it: test-000001"):
         run_stages(experiment, uri, Recorder(tmp_path / "states"))
     here.write_failures((video, f"{video}.mp4", "damaged") for video in sorted(lost))
@@ -222,6 +226,22 @@ def test_nothing_to_train_or_test_on_is_an_error(videos: tuple[Path, str]) -> No
         split(tiny(root, uri), manifest.select("test"))
     with pytest.raises(ConfigError, match="neither a 'validation' nor a 'test' split"):
         split(tiny(root, uri), manifest.select("train"))
+
+
+@pytest.mark.parametrize("role", ["validation", "test"])
+def test_clips_without_a_label_are_not_tested_on(
+    videos: tuple[Path, str], tmp_path: Path, role: str
+) -> None:
+    _, uri = videos
+    rows = pq.read_table(uri).to_pylist()
+    for row in rows:
+        if row["split"] == role:
+            row["label"] = None
+    unlabelled = str(tmp_path / "unlabelled.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(uri)), unlabelled)
+    experiment = tiny(tmp_path, unlabelled, "motion=null")
+    with pytest.raises(ConfigError, match=rf"8 clips .* have no label, such as {role}-000000"):
+        run_stages(experiment, unlabelled, Recorder(tmp_path / "states"))
 
 
 def test_encoder_lies_under_its_key(videos: tuple[Path, str], tmp_path: Path) -> None:

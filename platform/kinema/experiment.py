@@ -189,11 +189,6 @@ class Experiment(Config):
         """Whether there is anything to do; a kind of experiment with a stage of its own has."""
         return self.pretrain is not None or self.finetune is not None
 
-    @property
-    def needs_motion(self) -> bool:
-        """Whether a motion store must exist before training."""
-        return self.motion is not None
-
     def resolved(self) -> Self:
         """The same with every path absolute, as workers on other machines need it."""
         changed: dict[str, Any] = {"storage": self.root}
@@ -262,7 +257,11 @@ def pretrain_key(experiment: Experiment, manifest_digest: str) -> str:
 
 
 def run_key(experiment: Experiment, manifest_digest: str) -> str:
-    """Names what a whole run computes. Cluster size, paths and the commit are not part of it."""
+    """Names what a whole run computes. Cluster size, paths and the commit are not part of it.
+
+    Raises:
+        StorageError: the given encoder, whose content counts, cannot be read.
+    """
     return _key(experiment, set(Experiment.model_fields) - _NOT_RESULTS, "run", manifest_digest)
 
 
@@ -270,4 +269,6 @@ def _key(experiment: Experiment, fields: set[str], kind: str, manifest_digest: s
     settings = experiment.model_dump(mode="json", include=fields)
     settings["data"].pop("manifest", None)
     settings["data"].pop("synthetic", None)
+    if settings.get("encoder") is not None:
+        settings["encoder"] = storage.content_digest(settings["encoder"])
     return fingerprint(kind, METHODS_VERSION, manifest_digest, settings)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -102,10 +102,6 @@ class Journal:
             self.points += fresh
         return len(fresh)
 
-    def tag(self, tags: Mapping[str, str]) -> None:
-        """Add tags to the run, or change them."""
-        self._append({"kind": "tags", "tags": dict(tags)})
-
     def finish(self, status: str, reason: str | None) -> None:
         """Note the run's end."""
         self._append({"kind": "finish", "status": status, "reason": reason})
@@ -141,9 +137,6 @@ class Journal:
                 fields = {name: entry[name] for name in RunHeader.__dataclass_fields__}
                 self.header, self.status, self.reason = RunHeader(**fields), "RUNNING", None
                 self.sent_status = None
-            case "tags":
-                assert self.header is not None
-                self.header = replace(self.header, tags=self.header.tags | entry["tags"])
             case "sent":
                 self.run_id, self.num_sent = entry["run_id"], entry["points"]
             case "finish":

@@ -60,15 +60,6 @@ def exists(uri: str) -> bool:
     return bool(_info(uri).type != fs.FileType.NotFound)
 
 
-def size(uri: str) -> int:
-    """Bytes of a file.
-
-    Raises:
-        StorageError: there is no such file.
-    """
-    return int(_require_file(uri).size)
-
-
 def list_files(root: str, suffix: str = "") -> list[str]:
     """All files under `root`, at any depth, whose name ends in `suffix`, sorted; [] without root.
 

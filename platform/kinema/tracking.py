@@ -7,7 +7,6 @@ not answer delays what is shown and never stops a training; it gets what it miss
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import math
 import os
@@ -19,14 +18,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from pydantic import Field
+
+from kinema.config import Config
 from kinema.errors import StorageError
 from kinema.journal import Journal, Point, RunHeader, Scalar, journal_folder, journal_path
-from kinema.storage import absolute
+from kinema.storage import absolute, default_root
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
@@ -187,25 +188,12 @@ class Tracker:
 
     def attach(self, run_id: str, data: bytes, file: str) -> None:
         """Attach bytes as `file`, which may name folders."""
-        self._made(run_id, file, lambda path: path.write_bytes(data))
-
-    def text(self, run_id: str, text: str, file: str) -> None:
-        """Attach a text as `file`, which may name folders."""
-        self.attach(run_id, text.encode(), file)
-
-    def json(self, run_id: str, value: Any, file: str) -> None:
-        """Attach plain data as JSON."""
-        self.text(run_id, json.dumps(value, indent=2, sort_keys=True), file)
-
-    def figure(self, run_id: str, figure: Figure, file: str) -> None:
-        """Attach a matplotlib figure; the format follows the file's ending."""
-        self._made(run_id, file, figure.savefig)
-
-    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags on a run."""
-        run = self._find(run_id)
-        run.journal.tag(tags)
-        self._flush(run)
+        target = Path(file)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / target.name
+            path.write_bytes(data)
+            parent = target.parent.as_posix()
+            self.artifact(run_id, path, None if parent == "." else parent)
 
     def finish(self, run_id: str, status: Status, reason: str | None = None) -> None:
         """Close a run; `reason` becomes a tag. Tries the server once more, whatever the pause."""
@@ -218,14 +206,6 @@ class Tracker:
         """How many metric points the server does not have yet."""
         journal = self._find(run_id).journal
         return len(journal.points) - journal.num_sent
-
-    def _made(self, run_id: str, file: str, write: Callable[[Path], object]) -> None:
-        target = Path(file)
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / target.name
-            write(path)
-            parent = target.parent.as_posix()
-            self.artifact(run_id, path, None if parent == "." else parent)
 
     def _find(self, run_id: str) -> _OpenRun:
         """A run by its id, also one that another process of this storage root started."""
@@ -455,14 +435,31 @@ def tracking_uri_for(storage_root: str, tracking_uri: str | None = None) -> str:
     return uri if path == uri or path.startswith("/") else f"sqlite:///{Path(path).absolute()}"
 
 
+class ReplayConfig(Config):
+    """Whose journals to send, and where to."""
+
+    storage: str | None = Field(None, description="root of the runs; $KINEMA_STORAGE")
+    tracking_uri: str | None = Field(
+        None, description="server; $MLFLOW_TRACKING_URI, and without it the root's own store"
+    )
+
+    @property
+    def root(self) -> str:
+        """Absolute storage root."""
+        return absolute(self.storage or default_root())
+
+
 def replay(storage_root: str, tracking_uri: str | None = None) -> int:
     """Send what earlier outages left in the journals of a storage root; runs must not be going on.
 
     Returns:
-        How many metric points are still unsent, 0 when the server took everything.
+        Of how many runs the server still lacks something, 0 when it took everything.
+
+    Raises:
+        StorageError: the embedded store cannot be used, or no server is named for a remote root.
     """
     trackers: dict[str, Tracker] = {}
-    unsent = 0
+    incomplete = 0
     for path in sorted(journal_folder(storage_root).glob("*/*.jsonl")):
         journal = Journal(path)
         if journal.header is None:
@@ -473,8 +470,8 @@ def replay(storage_root: str, tracking_uri: str | None = None) -> int:
         run = _OpenRun(journal)
         if not journal.settled:
             trackers[name]._flush(run)
-        unsent += len(journal.points) - journal.num_sent
-    return unsent
+        incomplete += not journal.settled
+    return incomplete
 
 
 def _connect(tracking_uri: str) -> MlflowClient:

@@ -96,8 +96,11 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     started = time.time()
     manifest = Manifest.read(manifest_uri)
     splits = split(experiment, manifest)
+    if experiment.finetune is not None:
+        _check_labels(splits)
     cache = FrameCache(experiment.loader.cache_gb * 2**30)
-    motion = open_motion(experiment, [*splits.pretrain, *splits.validation, *splits.test])
+    everything = [*splits.pretrain, *splits.validation, *splits.test]
+    motion = open_motion(experiment, everything, manifest.digest)
     splits = _with_motion(splits, motion)
 
     def source(entries: Sequence[Entry], sampling: Sampling) -> ClipSource:
@@ -164,16 +167,31 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     return outcome
 
 
-def open_motion(experiment: Experiment, entries: Sequence[Entry]) -> MotionReader | None:
-    """The motion boxes of `entries`, or None when the experiment names no motion.
+def open_motion(
+    experiment: Experiment, entries: Sequence[Entry], manifest_digest: str
+) -> MotionReader | None:
+    """The motion boxes of a manifest's `entries`, or None when the experiment names no motion.
 
     Raises:
         StoreError: the store lacks some of them or was made with other parameters.
     """
     if experiment.motion is None:
         return None
-    store = MotionStore(experiment.root, experiment.motion)
+    store = MotionStore(experiment.root, experiment.motion, manifest_digest)
     return store.open([entry.id for entry in entries])
+
+
+def _check_labels(splits: Splits) -> None:
+    """A clip without a label would count as one of the last class."""
+    for name, entries in (("chosen", splits.validation), ("tested", splits.test)):
+        unlabelled = [entry.id for entry in entries if entry.label is None]
+        if unlabelled:
+            raise ConfigError(
+                [
+                    f"{len(unlabelled)} clips on which the model would be {name} have no label,"
+                    f" such as {unlabelled[0]}; leave them out of the manifest"
+                ]
+            )
 
 
 def _with_motion(splits: Splits, motion: MotionReader | None) -> Splits:

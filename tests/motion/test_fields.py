@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from kinema.motion.extractor import FrameBoxes, MotionConfig, extract_motion
 from kinema.motion.field_store import FRAMES_PER_GROUP
 from kinema.motion.fields import UNITS, FieldCollector, FieldConfig, FlowRun, StoredFields
 from kinema.motion.flow import DIS, Flow, Grey
-from kinema.motion.store import MotionRow, MotionStore
+from kinema.motion.store import MotionRow, MotionStore, row_digest
 from kinema.video.synthetic import SyntheticConfig, draw_clip
 
 CONFIG = MotionConfig(flow=DIS(), fields=FieldConfig())
@@ -171,13 +172,25 @@ def test_a_clip_reads_its_own_row_groups_alone(videos, monkeypatch: pytest.Monke
 
 def test_dropped_videos_lose_their_flow_and_the_others_keep_theirs(videos) -> None:
     store, fields = videos
-    assert store.drop(["a", "c"]) == 2
+    digest = row_digest("digest", CONFIG)
+    assert store.drop((name, digest) for name in "ac") == 2
     reader = store.open("bd")
     assert_same(reader._fields.stored("b", 0, 999), fields["b"], slice(None))
     with pytest.raises(StoreError, match="2 of 2 videos have no motion in it"):
         store.open("ac")
-    assert store.drop(["b"]) == 1
+    assert store.drop([("b", digest)]) == 1
     assert len(store.field_files()) == 1
+
+
+def test_two_videos_of_one_id_have_their_own_flow(videos, tmp_path: Path) -> None:
+    _, fields = videos
+    one, other = (MotionStore(str(tmp_path), CONFIG, manifest) for manifest in ("one", "other"))
+    one.write_index(dict.fromkeys("abcd", row_digest("digest", CONFIG)))
+    mine = random_fields(9, 30)
+    other.write_part([replace(row("a", mine), video_digest="another")], "002")
+    other.write_index({"a": row_digest("another", CONFIG)})
+    assert_same(one.open("a")._fields.stored("a", 0, 999), fields["a"], slice(None))
+    assert_same(other.open("a")._fields.stored("a", 0, 999), mine, slice(None))
 
 
 def test_damaged_and_missing_flow_is_named(videos) -> None:

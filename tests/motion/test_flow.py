@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from kinema.errors import KinemaError
-from kinema.motion.flow import DIS, TVL1, Farneback, FlowConfig, to_grey
+from kinema.motion.flow import DIS, TVL1, Farneback, MotionSource, to_grey
 
 BACKENDS = [TVL1(), TVL1(data_weight=0.15), DIS(), DIS(preset="ultrafast"), Farneback()]
 MIDDLEBURY = {  # tvl1 with OpenCV's defaults, dis fast, dis medium
@@ -36,7 +36,7 @@ def test_flow_of_a_shift_is_the_shift(backend) -> None:
 
 
 def test_backends_are_chosen_by_name() -> None:
-    parse = TypeAdapter(FlowConfig).validate_python
+    parse = TypeAdapter(MotionSource).validate_python
     assert parse({"name": "tvl1"}) == TVL1()
     assert parse({"name": "dis", "preset": "fast"}) == DIS(preset="fast")
     with pytest.raises(ValidationError, match="farneback"):

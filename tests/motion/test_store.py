@@ -17,6 +17,8 @@ from kinema.motion.store import SCHEMA, MotionRow, MotionStore, row_digest
 
 CFG = MotionConfig(flow=DIS())
 
+D, OTHER = row_digest("d", CFG), row_digest("other", CFG)
+
 
 def row(video: str, count: int = 4, digest: str = "d") -> MotionRow:
     rng = np.random.default_rng(len(video) + count)
@@ -60,7 +62,7 @@ def test_a_video_without_any_motion_comes_back(tmp_path: Path) -> None:
 
 
 def test_existing_maps_ids_to_digests(filled: MotionStore, tmp_path: Path) -> None:
-    assert filled.existing() == dict.fromkeys("abc", row_digest("d", CFG))
+    assert filled.existing() == {video: {D} for video in "abc"}
     assert MotionStore(str(tmp_path / "empty"), CFG).existing() == {}
 
 
@@ -82,11 +84,11 @@ def test_stores_of_other_parameters_or_versions_do_not_meet(tmp_path: Path, monk
 def test_drop_rewrites_only_the_parts_concerned(filled: MotionStore) -> None:
     first, second = (Path(part) for part in filled.parts())
     before = second.stat().st_mtime_ns, second.read_bytes()
-    assert filled.drop(["a", "unknown"]) == 1
+    assert filled.drop([("a", D), ("b", "another"), ("unknown", D)]) == 1
     assert filled.existing().keys() == {"b", "c"}
     assert (second.stat().st_mtime_ns, second.read_bytes()) == before
     np.testing.assert_array_equal(filled.open(["b"]).boxes("b").boxes, row("b", 6).boxes.boxes)
-    assert filled.drop(["b"]) == 1
+    assert filled.drop([("b", D)]) == 1
     assert not first.exists()
 
 
@@ -161,10 +163,36 @@ def test_a_part_damaged_after_opening_is_named(filled: MotionStore) -> None:
         reader.boxes("c")
 
 
-def test_one_video_from_two_sources_is_an_error(filled: MotionStore) -> None:
-    filled.write_part([row("a", digest="other")], "002")
+def test_two_videos_of_one_id_need_their_manifest(filled: MotionStore, tmp_path: Path) -> None:
+    one, other = (MotionStore(str(tmp_path), CFG, manifest) for manifest in ("one", "other"))
+    one.write_index(dict.fromkeys("abc", D))
+    other.write_part([row("a", 9, digest="other")], "002")
+    other.write_index({"a": row_digest("other", CFG)})
+    assert one.existing() == other.existing() == {**filled.existing(), "a": {D, OTHER}}
+    assert len(one.open("abc").boxes("a").frames) == 4
+    assert len(other.open("a").boxes("a").frames) == 9
+    with pytest.raises(StoreError, match="1 of 2 videos have no motion in it: b"):
+        other.open("ab")
     with pytest.raises(StoreError, match=r"part-002\.parquet: a is also in another part"):
-        filled.existing()
+        filled.open("a")
+    with pytest.raises(StoreError, match=r"index-third\.parquet is missing: run .*extract_motion"):
+        MotionStore(str(tmp_path), CFG, "third").open("a")
+
+
+def test_what_another_manifest_uses_is_not_dropped(filled: MotionStore, tmp_path: Path) -> None:
+    one, other = (MotionStore(str(tmp_path), CFG, manifest) for manifest in ("one", "other"))
+    one.write_index(dict.fromkeys("ab", D))
+    other.write_index({"a": D})
+    assert one.drop([("a", D), ("b", D)]) == 1
+    assert len(other.open("a")) == 1
+
+
+def test_failures_are_those_of_the_manifest(filled: MotionStore, tmp_path: Path) -> None:
+    one, other = (MotionStore(str(tmp_path), CFG, manifest) for manifest in ("one", "other"))
+    one.write_failures([("a", "/one/a.mp4", "damaged")])
+    other.write_failures([])
+    assert one.failures().keys() == {"a"}
+    assert not other.failures()
 
 
 def test_a_reader_is_pickled_without_what_it_read(filled: MotionStore) -> None:
@@ -183,8 +211,8 @@ def test_rows_without_the_flow_that_is_asked_for_are_not_written(tmp_path: Path)
 
 
 def test_failures_are_a_table_beside_the_parts(filled: MotionStore) -> None:
-    uri = filled.write_failures([("x", "/videos/x.mp4", "no video stream")])
-    assert pq.read_table(uri).to_pylist() == [
+    filled.write_failures([("x", "/videos/x.mp4", "no video stream")])
+    assert pq.read_table(filled.failures_uri).to_pylist() == [
         {"id": "x", "path": "/videos/x.mp4", "why": "no video stream"}
     ]
     assert filled.existing().keys() == {"a", "b", "c"}

@@ -31,7 +31,6 @@ def cluster() -> Iterator[None]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         python_path = os.environ.get("PYTHONPATH", "")
         patch.setenv(

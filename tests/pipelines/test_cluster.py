@@ -40,6 +40,15 @@ def test_gpu_on_a_cluster_without_is_refused_within_seconds() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
+def test_worker_that_asks_for_no_gpu_sees_none() -> None:
+    import ray
+
+    task = ray.remote(num_cpus=1)(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
+    assert ray.get(task.remote()) == ""
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_figure_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert max_concurrent_trials([{"CPU": 1}], DRIVER, 4) == 2
     assert "2 of 4 trials at a time: each takes CPU 1.01" in capsys.readouterr().out

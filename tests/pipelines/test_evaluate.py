@@ -114,7 +114,7 @@ def test_asking_again_reads_what_is_there(
 def test_a_killed_worker_costs_nothing(
     clips: str, classifier: str, alone: Judged, tmp_path: Path
 ) -> None:
-    """SIGKILL to an actor and its child process once the first part is written."""
+    """SIGKILL to an actor once the first part is written."""
     killed: list[int] = []
 
     def kill() -> None:

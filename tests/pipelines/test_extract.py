@@ -19,6 +19,7 @@ from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import DIS
 from kinema.motion.store import MotionStore
 from kinema.pipelines.extract import extract
+from kinema.video.manifest import Manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 
@@ -40,7 +41,7 @@ def part_files(store: MotionStore) -> dict[str, tuple[int, int]]:
 
 
 def failures(store: MotionStore) -> dict[str, str]:
-    table = storage.read_table(f"{store.uri}/failures.parquet").to_pylist()
+    table = storage.read_table(store.failures_uri).to_pylist()
     return {row["id"]: row["why"] for row in table}
 
 
@@ -73,6 +74,12 @@ def test_only_what_is_new_or_changed_is_extracted(
     assert other.uri != store.uri
     assert stored_ids(other) == stored_ids(store)
 
+    (tmp_path / "elsewhere").mkdir()
+    namesake = write_video(tmp_path / "elsewhere/v3.mp4", num_frames=5)  # in another data set
+    theirs = extract(write_manifest(tmp_path / "other.parquet", [namesake]), CONFIG, root)
+    assert len(theirs.open(["v3"]).boxes("v3").frames) == 4
+    assert len(store.open(["v3"]).boxes("v3").frames) == 7
+
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
@@ -89,7 +96,7 @@ def test_failures_are_listed_after_the_rest_is_stored(tmp_path: Path) -> None:
     root = str(tmp_path / "root")
     with pytest.raises(KinemaError, match=r"5 of 8 videos failed.*max_failure_ratio 0.5"):
         extract(manifest, CONFIG, root, num_cpus=2, max_failure_ratio=0.5)
-    store = MotionStore(root, CONFIG)
+    store = MotionStore(root, CONFIG, Manifest.read(manifest).digest)
     assert stored_ids(store) == Counter(path.stem for path in good)
     listed = failures(store)
     assert listed.keys() == {path.stem for path in bad}

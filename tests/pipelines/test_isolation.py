@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from moving_square import entry_of, write_video
 
-from kinema.errors import VideoError
+from kinema.errors import KinemaError, VideoError
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import DIS, CodecVectors
+from kinema.pipelines import isolation
 from kinema.pipelines.isolation import Isolated, Packed
 from kinema.pipelines.one_video import extract_one, video_digest
 
@@ -160,3 +161,21 @@ def test_bug_is_named_and_not_retried(tmp_path: Path) -> None:
     with Isolated(Packed.of(going_wrong.bug, CONFIG), 60) as extractor:
         assert extractor.run(entry).why == "ZeroDivisionError: oops"
     assert (tmp_path / "a.mp4.tries").stat().st_size == 1
+
+
+def test_work_that_cannot_be_imported_is_no_fault_of_a_video(tmp_path: Path) -> None:
+    packed: Packed[object] = Packed(b"cno_such_module\nwork\n.")  # a pickled reference to it
+    with (
+        Isolated(packed, 60) as extractor,
+        pytest.raises(KinemaError, match=r"did not start \(exit code 1\)"),
+    ):
+        extractor.run(entry_of(tmp_path / "a.mp4"))
+
+
+def test_start_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "START_TIMEOUT_S", 0.01)
+    with (
+        Isolated(Packed.of(extract_one, CONFIG), 60) as extractor,
+        pytest.raises(KinemaError, match=r"did not start \(took longer than 0\.01 s\)"),
+    ):
+        extractor.run(entry_of(tmp_path / "a.mp4"))

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from kinema import storage
 from kinema.config import load
-from kinema.errors import ConfigError
-from kinema.pipelines.direct import class_labels, source_labels
+from kinema.errors import ConfigError, KinemaError
+from kinema.pipelines import direct as direct_module
+from kinema.pipelines.direct import DirectTest, class_labels, run_direct, source_labels
 from kinema.pipelines.prepare import prepare_manifest
-from kinema.pipelines.transfer import transfer
+from kinema.pipelines.readout import Readout
+from kinema.pipelines.transfer import TransferStudy, transfer
 from kinema.pipelines.transfer_plan import (
+    Cell,
     Data,
     TransferExperiment,
     build_cell,
@@ -123,6 +130,49 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     nameless = Manifest(table.set_column(place, "label_name", pa.nulls(len(table), pa.string())))
     with pytest.raises(ConfigError, match="classes are matched by name"):
         class_labels(nameless, "target")
+
+
+def test_trainings_that_cannot_run_side_by_side_are_told_at_once(tmp_path: Path) -> None:
+    for part in ("sources", "targets"):
+        experiment = matrix(tmp_path, f"transfer.{part}.textured.compute.num_workers=3")
+        with pytest.raises(ConfigError, match="give all the same compute"):
+            transfer(experiment)
+
+
+@pytest.mark.parametrize(("comparable", "done"), [(True, True), (False, False), (None, False)])
+def test_a_cell_that_lacks_videos_is_not_done(
+    comparable: bool | None, done: bool, tmp_path: Path
+) -> None:
+    result = None if comparable is None else {"comparable": comparable}
+    test: Any = SimpleNamespace(result=lambda: result)
+    study = TransferStudy.__new__(TransferStudy)  # no cluster, so no tracker
+    assert study.is_done(Cell("a", {}, matrix(tmp_path), test=test)) is done
+
+
+def test_direct_test_is_repeated_until_every_video_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = matrix(tmp_path)
+    place = next(p for p in places(experiment.transfer) if p.protocol == "direct")
+    cell = build_cell(experiment, place, plan_sources(experiment)[place.source], Data())
+    assert isinstance(cell.test, DirectTest)
+    assert cell.test.readout.weights is not None
+    storage.write_bytes(cell.test.readout.weights, b"a classifier")
+    lost = [16, 1, 0]  # videos that fail, asked for the first time, the second and the third
+
+    def read(name, uri, entries, *settings):  # type: ignore[no-untyped-def]
+        number = lost.pop(0)
+        kept = entries[number:]
+        failures = {entry.id: "it is broken" for entry in entries[:number]}
+        return Readout(kept, np.zeros((len(kept), 1, 8), np.float32), failures)
+
+    monkeypatch.setattr(direct_module, "read_out", read)
+    with pytest.raises(KinemaError, match=r"none of 16 videos could be read, .*: it is broken"):
+        run_direct(cell.test)
+    assert not run_direct(cell.test)["comparable"]
+    assert run_direct(cell.test)["num_tested"] == 16
+    assert run_direct(cell.test)["comparable"]
+    assert not lost
 
 
 @pytest.mark.ray

@@ -13,7 +13,7 @@ from in_process import read_out, without_cluster
 
 from kinema import storage
 from kinema.config import load
-from kinema.errors import ConfigError
+from kinema.errors import ConfigError, KinemaError
 from kinema.pipelines import probe as module
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.pipelines.probe import Asked, ProbeExperiment, probe, probe_experiment
@@ -105,6 +105,34 @@ def test_a_test_video_that_cannot_be_read_makes_the_number_incomparable(
     assert not outcome["comparable"]
     assert outcome["metrics"]["probe/coverage"] == 23 / 24
     assert len(outcome["failures"]) == 2
+
+
+def test_what_is_not_comparable_is_done_again_and_then_final(
+    tmp_path: Path, here: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    item = asked(experiment(tmp_path, "pretrain=null"))
+    here.setattr(module, "read_out", telling(calls, lost=(50,)))
+    assert not probe(item)["comparable"]
+    here.setattr(module, "read_out", telling(calls))
+    assert probe(item)["num_tested"] == 24
+    assert probe(item)["comparable"]
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (range(72), r"none of 48 videos could be read, first train\S*: it is broken"),
+        (range(48, 72), r"none of 24 videos could be read, first test\S*: it is broken"),
+    ],
+)
+def test_why_no_video_could_be_read_is_said(
+    lost: range, message: str, tmp_path: Path, here: pytest.MonkeyPatch
+) -> None:
+    here.setattr(module, "read_out", telling([], lost=tuple(lost)))
+    with pytest.raises(KinemaError, match=message):
+        probe(asked(experiment(tmp_path, "pretrain=null")))
 
 
 def test_every_group_is_answered_about_once(tmp_path: Path, here: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -70,11 +71,45 @@ def test_workers_write_through_one_actor_that_may_die(tmp_path: Path) -> None:
     ]
 
 
-def test_lost_tracker_does_not_stop_a_worker(tmp_path: Path) -> None:
+def warnings_of(run: RemoteTracker, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What `log` warns about while it is called for some time, and goes on being called."""
+    deadline = time.monotonic() + 30
+    step = 0
+    while not caplog.messages and time.monotonic() < deadline:
+        run.log([("loss", 0.0, step, 0)])
+        step += 1
+        time.sleep(0.05)
+    for more in range(20):
+        run.log([("loss", 0.0, step + more, 0)])
+        time.sleep(0.01)
+    return caplog.messages
+
+
+def test_lost_tracker_does_not_stop_a_worker_and_is_warned_about_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tracker = start_tracker(str(tmp_path), "study")
     run = tracker.run("trial", "trial")
     ray.kill(run._actor)  # for good
+    (warning,) = warnings_of(run, caplog)
+    assert warning.startswith("the tracker is gone")
     assert ray.get(work.remote(run, range(5))) < 5
+
+
+def test_points_that_cannot_be_written_are_warned_about_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = start_tracker(str(tmp_path), "study").run("trial", "trial")
+
+    def fail(actor: Any) -> None:
+        def full(*_: Any) -> None:
+            raise OSError("no space left")
+
+        actor._tracker.log = full
+
+    ray.get(run._actor.__ray_call__.remote(fail))
+    (warning,) = warnings_of(run, caplog)
+    assert "no space left" in warning
 
 
 def test_errors_of_the_store_reach_the_driver(tmp_path: Path) -> None:

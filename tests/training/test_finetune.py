@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -15,6 +21,7 @@ from kinema.models.classifier import MCAHead, PlainHead
 from kinema.models.pixels import normalise, unit_range
 from kinema.models.vit import ViTConfig
 from kinema.training.data import ClipSource, EvaluationClips, FrameCache, LoaderConfig, SampleKey
+from kinema.training.engine import Engine, EngineConfig
 from kinema.training.finetune import (
     FinetuneConfig,
     FinetuneTask,
@@ -113,6 +120,56 @@ def test_predictions_are_complete_in_order_and_without_dropout(
             clip = torch.from_numpy(clips[SampleKey(0, index, view)].clip)[None]
             expected = normalise(unit_range(clip)).mean(dim=(2, 3, 4))[0].numpy()
             np.testing.assert_allclose(found.logits[row, view], expected, rtol=1e-5, atol=1e-6)
+
+
+WIDE = VIT.model_copy(update={"embed_dim": 192, "num_heads": 3})
+"""ZeRO stage 3 keeps tensors of less than 100,000 numbers whole on every rank; this has larger."""
+
+
+def predict_as_rank(rank: int, folder: str, manifest: str) -> None:
+    """One of two ranks: logits of three videos by ZeRO stage 0 and 3, one video at a time."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0")
+    entries = Manifest.read(manifest).rows()
+    source = ClipSource(entries, WIDE, DenseSampling(stride=1), "clip", None, FrameCache(1e9))
+    loader = LoaderConfig(num_workers=0)
+    task = FinetuneTask(FinetuneConfig(), WIDE, PlainHead(), 3, loader, 0, None)
+    for stage in (0, 3):
+        config = EngineConfig(global_batch_size=2, micro_batch_size=1, zero_stage=stage)
+        engine = Engine(build_classifier(task), 1, config, task.config.optim)
+        found = predict(
+            engine.predictor(build_classifier(task)),
+            EvaluationClips(source),
+            loader,
+            1,
+            engine.device,
+            engine.dtype,
+        )
+        np.save(f"{folder}/{stage}-{rank}.npy", found.logits)
+
+
+def test_stage_3_predicts_although_one_rank_has_more_clips(tmp_path: Path) -> None:
+    manifest = make(SyntheticConfig(num_train=0, num_validation=0, num_test=3), str(tmp_path))
+    context = multiprocessing.get_context("spawn")
+    ranks = [
+        context.Process(target=predict_as_rank, args=(rank, str(tmp_path), manifest))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    deadline = time.monotonic() + 120
+    for process in ranks:
+        process.join(max(0, deadline - time.monotonic()))
+    stuck = [process for process in ranks if process.is_alive()]
+    for process in stuck:
+        process.kill()
+        process.join()
+    assert not stuck
+    assert [process.exitcode for process in ranks] == [0, 0]
+    expected = np.load(tmp_path / "0-0.npy")
+    assert expected.shape == (3, 1, 3)
+    for file in ("0-1.npy", "3-0.npy", "3-1.npy"):
+        np.testing.assert_allclose(np.load(tmp_path / file), expected, rtol=1e-5, atol=1e-6)
 
 
 @given(st.integers(1, 6), st.integers(0, 1000))

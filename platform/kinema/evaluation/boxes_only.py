@@ -37,9 +37,6 @@ from kinema.video.sampling import sample
 
 Features = NDArray[np.float64]
 
-NUM_PLACES = 5
-"""Numbers per slot: centre x and y, width, height, and whether anything moves."""
-
 
 class LinearClassifier(Config):
     """Multinomial logistic regression."""

@@ -62,7 +62,7 @@ def evaluate(
     loader: LoaderConfig,
     device: torch.device,
 ) -> Evaluation:
-    """Test `model` on all labelled entries of `source`; collective, complete on every rank.
+    """Test `model` on all entries of `source`, labelled ones; collective, complete on every rank.
 
     Raises:
         ValueError: not one video could be read.

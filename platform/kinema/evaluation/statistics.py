@@ -15,7 +15,7 @@ BOOTSTRAP_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval, all in [0, 1]."""
+    """A mean, a difference or a ratio, with its bootstrap interval."""
 
     value: float
     low: float

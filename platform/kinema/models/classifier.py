@@ -173,7 +173,7 @@ class Classifier(nn.Module):
     def features(
         self, clip: Tensor, inner: Tensor | None = None, visible: Tensor | None = None
     ) -> Tensor:
-        """Pooled and normalised clip features (B, D), what a linear probe reads."""
+        """Pooled and normalised clip features (B, D), what the last layer reads."""
         if self.needs_inner and inner is None:
             raise ValueError(
                 f"the {self.head_name} head needs `inner`, the tokens inside the motion box;"

@@ -140,7 +140,6 @@ class AnnotatedBoxes(Config):
     )
 
 
-FlowConfig = Annotated[TVL1 | DIS | Farneback, Field(discriminator="name")]
 MotionSource = Annotated[
     TVL1 | DIS | Farneback | CodecVectors | AnnotatedBoxes, Field(discriminator="name")
 ]

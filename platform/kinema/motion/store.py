@@ -1,9 +1,10 @@
 """The motion store: boxes and dense flow of many videos as Parquet beside their parameters.
 
 Layout: `<root>/motion/<fingerprint>/{store.json, part-*.parquet, fields-*.parquet,
-failures.parquet}`. The fingerprint covers the parameters, the extractor's version and the schema's,
-so motion found in different ways never meets in one folder. Each file appears whole or not at all,
-and dense flow (`field_store`) before the part that lists its videos.
+index-*.parquet, failures-*.parquet}`. The fingerprint covers the parameters, the extractor's
+version and the schema's, so motion found in different ways never meets in one folder. Data sets do:
+their videos may have the same ids, so an index per manifest says which row is whose. Each file
+appears whole or not at all, and dense flow (`field_store`) before the part that lists its videos.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ SCHEMA = pa.schema(
 )
 """One row per video. An element of `boxes` is x0, y0, x1, y1, or null where nothing moves."""
 
+INDEX_SCHEMA = pa.schema([("id", pa.string()), ("row_digest", pa.string())])
 FAILURES_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("why", pa.string())])
 COMMAND = "python jobs/extract_motion.py"
 
@@ -96,10 +98,17 @@ def _record(row: MotionRow, cfg: MotionConfig) -> dict[str, Any]:
 
 
 class MotionStore:
-    """The motion found with one set of parameters, under `root_uri` (a folder or any URI)."""
+    """The motion found with one set of parameters, as one manifest sees it.
 
-    def __init__(self, root_uri: str, cfg: MotionConfig) -> None:
-        self.cfg = cfg
+    Args:
+        root_uri: folder or any URI.
+        cfg: the parameters.
+        manifest: digest of the manifest whose videos are asked for; None sees all videos, and takes
+            none of whose id there are two.
+    """
+
+    def __init__(self, root_uri: str, cfg: MotionConfig, manifest: str | None = None) -> None:
+        self.cfg, self.manifest = cfg, manifest
         self.root = storage.join(root_uri, "motion")
         self.uri = storage.join(self.root, fingerprint(cfg, EXTRACTOR_VERSION, STORE_VERSION))
 
@@ -107,22 +116,16 @@ class MotionStore:
         """URIs of the part files, sorted."""
         return [uri for uri in storage.list_files(self.uri, ".parquet") if "/part-" in uri]
 
-    def existing(self) -> dict[str, str]:
-        """The stored videos: id -> row digest. Empty before the first part is written.
+    def existing(self) -> dict[str, set[str]]:
+        """All stored rows, whatever the manifest: id -> digests. Empty before the first part.
 
         Raises:
-            StoreError: a part is damaged, or two parts disagree about a video.
+            StoreError: a part is damaged.
         """
-        found: dict[str, str] = {}
+        found: dict[str, set[str]] = {}
         for part in self.parts():
-            table = _read(part, ["id", "row_digest"])
-            digests = table.column("row_digest").to_pylist()
-            for video, digest in zip(table.column("id").to_pylist(), digests, strict=True):
-                if found.setdefault(video, digest) != digest:
-                    raise StoreError(
-                        f"{part}: {video} is also in another part, made from another video; "
-                        f"remove {self.uri} and run {COMMAND}"
-                    )
+            for video, digest in _pairs(part):
+                found.setdefault(video, set()).add(digest)
         return found
 
     def field_files(self) -> list[str]:
@@ -147,41 +150,84 @@ class MotionStore:
         storage.write_table(uri, to_table(rows, self.cfg))
         return uri
 
-    def write_failures(self, failures: Iterable[tuple[str, str, str]]) -> str:
+    def write_index(self, rows: Mapping[str, str]) -> None:
+        """Note which rows are those of the manifest's videos: id -> row digest."""
+        records = [dict(zip(INDEX_SCHEMA.names, row, strict=True)) for row in rows.items()]
+        self._describe()
+        storage.write_table(self.index_uri, pa.Table.from_pylist(records, schema=INDEX_SCHEMA))
+
+    def write_failures(self, failures: Iterable[tuple[str, str, str]]) -> None:
         """Replace the table of videos that could not be used: (id, path, why) each."""
         records = [dict(zip(FAILURES_SCHEMA.names, row, strict=True)) for row in failures]
         self._describe()
-        uri = storage.join(self.uri, "failures.parquet")
-        storage.write_table(uri, pa.Table.from_pylist(records, schema=FAILURES_SCHEMA))
-        return uri
+        storage.write_table(
+            self.failures_uri, pa.Table.from_pylist(records, schema=FAILURES_SCHEMA)
+        )
+
+    @property
+    def index_uri(self) -> str:
+        """Where the rows of the manifest's videos are named."""
+        return self._table("index")
+
+    @property
+    def failures_uri(self) -> str:
+        """Where the manifest's videos that could not be used are listed."""
+        return self._table("failures")
+
+    def _table(self, kind: str) -> str:
+        name = kind if self.manifest is None else f"{kind}-{self.manifest}"
+        return storage.join(self.uri, f"{name}.parquet")
+
+    def _index(self) -> dict[str, str] | None:
+        """Row digest by id; None where no manifest is given.
+
+        Raises:
+            StoreError: the manifest's videos were never extracted.
+        """
+        if self.manifest is None:
+            return None
+        if not storage.exists(self.index_uri):
+            raise StoreError(f"{self.index_uri} is missing: run {COMMAND} on this manifest first")
+        return _as_dict(storage.read_table(self.index_uri, INDEX_SCHEMA.names))
 
     def failures(self) -> dict[str, VideoError]:
         """The videos that the last extraction could not use, by id."""
-        uri = storage.join(self.uri, "failures.parquet")
+        uri = self.failures_uri
         if not storage.exists(uri):
             return {}
         rows = storage.read_table(uri, FAILURES_SCHEMA.names).to_pylist()
         return {row["id"]: VideoError(row["path"], row["why"]) for row in rows}
 
-    def drop(self, ids: Iterable[str]) -> int:
-        """Remove videos; only the parts that hold one are rewritten. Returns the rows removed."""
-        unwanted = pa.array(sorted(set(ids)), pa.string())
+    def drop(self, rows: Iterable[tuple[str, str]]) -> int:
+        """Remove rows (id, digest) that no other manifest's index names; returns how many.
+
+        Only the parts that hold one are rewritten.
+        """
+        unwanted = set(rows) - self._used_elsewhere()
         removed = 0
-        for part in self.parts():
-            doomed = pc.is_in(_read(part, ["id"]).column("id"), value_set=unwanted)
-            count = int(pc.sum(doomed).as_py() or 0)
-            if count == 0:
+        for part in self.parts() if unwanted else []:
+            doomed = [pair in unwanted for pair in _pairs(part)]
+            if not any(doomed):
                 continue
-            rest = _read(part, SCHEMA.names).filter(pc.invert(doomed))
+            table = _read(part, SCHEMA.names)
+            gone = set(table.filter(pa.array(doomed)).column("id").to_pylist())
+            rest = table.filter(pc.invert(pa.array(doomed)))
             if rest.num_rows:
                 storage.write_table(part, rest)
             else:
                 storage.remove(part)
-            removed += count
-        for file in self.field_files() if removed else []:
-            if not set(unwanted.to_pylist()).isdisjoint(video for video, _ in _stretches(file)):
-                copy_without(file, set(unwanted.to_pylist()), file)
+            if self.cfg.fields:
+                copy_without(_fields_of(part), gone, _fields_of(part))
+            removed += len(gone)
         return removed
+
+    def _used_elsewhere(self) -> set[tuple[str, str]]:
+        others = {uri for uri in storage.list_files(self.uri, ".parquet") if "/index" in uri}
+        return {
+            pair
+            for uri in others - {self.index_uri}
+            for pair in _as_dict(storage.read_table(uri, INDEX_SCHEMA.names)).items()
+        }
 
     def open(self, ids: Iterable[str]) -> MotionReader:
         """A reader for these videos; motion is read from a file when first asked for.
@@ -192,12 +238,19 @@ class MotionStore:
             StoreError: no store, one made with other parameters, missing videos, damaged parts.
         """
         self._check_parameters()
-        wanted = set(ids)
+        wanted, index = set(ids), self._index()
         where: dict[str, str] = {}
+        found: dict[str, str] = {}
         for part in self.parts():
-            for video in _read(part, ["id"]).column("id").to_pylist():
-                if video in wanted:
-                    where[video] = part
+            for video, digest in _pairs(part):
+                if video not in wanted or (index is not None and index.get(video) != digest):
+                    continue
+                if found.setdefault(video, digest) != digest:
+                    raise StoreError(
+                        f"{part}: {video} is also in another part, made from another video; name"
+                        " the manifest"
+                    )
+                where[video] = part
         failed = {video: why for video, why in self.failures().items() if video not in where}
         missing = sorted(wanted - where.keys() - failed.keys())
         if missing:
@@ -206,7 +259,7 @@ class MotionStore:
                 f"{self.uri}: {len(missing)} of {len(wanted)} videos have no motion in it: {some}; "
                 f"run {COMMAND} with the same motion settings"
             )
-        fields = self._where_fields(where.keys()) if self.cfg.fields else {}
+        fields = self._where_fields(where) if self.cfg.fields else {}
         without = sorted(where.keys() - fields.keys()) if self.cfg.fields else []
         if without:
             raise StoreError(
@@ -217,12 +270,13 @@ class MotionStore:
             where, {video: failed[video] for video in wanted & failed.keys()}, FieldReader(fields)
         )
 
-    def _where_fields(self, wanted: Iterable[str]) -> dict[str, tuple[str, list[Stretch]]]:
-        ids = set(wanted)
+    def _where_fields(self, where: Mapping[str, str]) -> dict[str, tuple[str, list[Stretch]]]:
         found: dict[str, tuple[str, list[Stretch]]] = {}
-        for file in self.field_files():
-            for video, stretch in _stretches(file):
-                if video in ids:
+        present = set(self.field_files())
+        for part in set(where.values()):
+            file = _fields_of(part)
+            for video, stretch in _stretches(file) if file in present else []:
+                if where.get(video) == part:
                     found.setdefault(video, (file, []))[1].append(stretch)
         return found
 
@@ -345,6 +399,24 @@ def _read(part: str, columns: list[str]) -> pa.Table:
     if not table.schema.equals(expected):
         raise StoreError(f"{part}: damaged (unexpected columns); remove it and run {COMMAND}")
     return table
+
+
+def _pairs(part: str) -> list[tuple[str, str]]:
+    """Id and row digest of each row of a part."""
+    table = _read(part, ["id", "row_digest"])
+    ids, digests = (table.column(name).to_pylist() for name in ("id", "row_digest"))
+    return list(zip(ids, digests, strict=True))
+
+
+def _fields_of(part: str) -> str:
+    """The file of dense flow that belongs to a part."""
+    folder, _, name = part.rpartition("/part-")
+    return f"{folder}/fields-{name}"
+
+
+def _as_dict(index: pa.Table) -> dict[str, str]:
+    ids, digests = (index.column(name).to_pylist() for name in INDEX_SCHEMA.names)
+    return dict(zip(ids, digests, strict=True))
 
 
 def _stretches(file: str) -> list[tuple[str, Stretch]]:

@@ -83,7 +83,8 @@ def evaluate_boxes(experiment: BoxAgreementExperiment) -> dict[str, Any]:
     annotation = boxes_of(manifest_uri, boxes_uri)
     prepared = prepare([experiment])
     entries = [entry for entry in prepared.manifest.rows() if entry.id in annotation]
-    reader = MotionStore(experiment.root, motion).open([entry.id for entry in entries])
+    store = MotionStore(experiment.root, motion, prepared.manifest.digest)
+    reader = store.open([entry.id for entry in entries])
     compared = _compare(entries, annotation, reader, experiment.num_lenders)
     key = _key(experiment, prepared.manifest, boxes_uri)
     output = storage.join(experiment.root, "box_agreement", key)

@@ -83,7 +83,8 @@ def classify_boxes(experiment: BoxesOnlyExperiment) -> dict[str, Any]:
 
 def _test(experiment: BoxesOnlyExperiment, manifest: Manifest) -> tuple[BoxesOnly, dict[str, Any]]:
     """The control's outcome, and on what it was trained and tested."""
-    source = _source(experiment, [entry for entry in manifest.rows() if entry.label is not None])
+    labelled = [entry for entry in manifest.rows() if entry.label is not None]
+    source = _source(experiment, labelled, manifest.digest)
     control, seed, classes = experiment.control, experiment.seed, manifest.num_classes
     if control.protocol == "leave_one_group_out":
         tested = list(source.entries)
@@ -111,9 +112,11 @@ def _test(experiment: BoxesOnlyExperiment, manifest: Manifest) -> tuple[BoxesOnl
     return outcome, {"protocol": control.protocol, **about}
 
 
-def _source(experiment: BoxesOnlyExperiment, entries: Sequence[Entry]) -> ClipSource:
-    """The clips of `entries` that have motion boxes, as finetuning would sample them."""
-    motion = trial.open_motion(experiment, entries)
+def _source(
+    experiment: BoxesOnlyExperiment, entries: Sequence[Entry], manifest_digest: str
+) -> ClipSource:
+    """The clips of those `entries` that have motion boxes, as finetuning would sample them."""
+    motion = trial.open_motion(experiment, entries, manifest_digest)
     assert motion is not None
     if motion.failed:
         print(f"{len(motion.failed)} videos without motion are left out")

@@ -58,8 +58,6 @@ def connect(num_cpus: int | None = None) -> Connection:
     """
     if "RAY_AUTH_MODE" not in os.environ:
         _enable_token_auth()  # the variable alone comes too late once ray is imported
-    # Ray would otherwise hide GPUs from processes that ask for none, and warn about that
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
         return _connection(own=address is None)
@@ -146,15 +144,18 @@ def _check_reachable(address: str) -> None:
 
 
 def _runtime_env(address: str, own: bool) -> dict[str, Any]:
-    """What workers need: this very package, and their own cluster's address.
+    """What workers need: this very package, their own cluster's address, and no GPU unasked.
 
     A submitted job's own environment, an installation and an inherited `PYTHONPATH` need nothing. A
     driver outside the cluster ships its package, so that both run the same code.
 
     Ray asks its state service before it gives back the resources of a stopped trial; with a second
     cluster on the machine it does not find the service without the address.
+
+    Ray leaves every GPU of a node visible to a worker that asks for none, and torch would compute
+    there. The variable makes Ray empty its CUDA_VISIBLE_DEVICES, which child processes inherit.
     """
-    variables = {"RAY_ADDRESS": address}
+    variables = {"RAY_ADDRESS": address, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
     given = _job_variables()
     if not own and given is None:
         return {"py_modules": [str(_PACKAGES / "kinema")], "env_vars": variables}

@@ -21,6 +21,7 @@ from kinema.errors import ConfigError
 from kinema.evaluation.multiview import judge_probabilities
 from kinema.evaluation.readout import ReadoutConfig
 from kinema.experiment import Experiment
+from kinema.pipelines.evaluate import logits_config
 from kinema.pipelines.readout import ReadingConfig, read_out, readout_key
 from kinema.training.finetune import BEST_FILE
 from kinema.video.manifest import Entry, Manifest
@@ -47,18 +48,9 @@ class DirectTest:
     @property
     def readout(self) -> ReadoutConfig:
         """What is asked of the classifier."""
-        assert self.source.finetune is not None
         run = trial.run_uri(self.source, self.source_manifest.digest)
-        return ReadoutConfig(
-            output="logits",
-            weights=storage.join(run, BEST_FILE),
-            model=self.source.model,
-            head=self.source.head,
-            num_classes=self.source_manifest.num_classes,
-            sampling=self.source.finetune.sampling,
-            reduce=self.source.data.reduce,
-            views=self.source.evaluation,
-        )
+        checkpoint = storage.join(run, BEST_FILE)
+        return logits_config(self.source, checkpoint, self.source_manifest.num_classes)
 
     @cached_property
     def key(self) -> str:
@@ -74,7 +66,7 @@ class DirectTest:
         return storage.join(self.source.root, "probes", self.key)
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a complete test, or None."""
+        """The result of the test, comparable or not, or None."""
         uri = storage.join(self.folder, trial.RESULT_FILE)
         return storage.read_json(uri) if storage.exists(uri) else None
 
@@ -126,11 +118,14 @@ def source_labels(source: Manifest, target: Manifest) -> NDArray[np.int64]:
 def run_direct(test: DirectTest) -> dict[str, Any]:
     """Test on the connected cluster; returns the result and leaves it in `test.folder`.
 
+    A comparable result is final; another one lacks videos, and those are tried again.
+
     Raises:
         ConfigError: classes do not match, or the target has nothing to test on.
+        KinemaError: not one video could be read.
     """
     done = test.result()
-    if done is not None:
+    if done is not None and done["comparable"]:
         return done
     started = time.time()
     labels = source_labels(test.source_manifest, test.manifest)
@@ -145,8 +140,7 @@ def run_direct(test: DirectTest) -> dict[str, Any]:
         test.reading,
         motion,
     )
-    if not readout.entries:
-        raise ConfigError([f"none of {len(entries)} videos of split {split} could be read"])
+    readout.check_any(entries)
     evaluation = judge_probabilities(
         readout.ids,
         labels[readout.labels],

@@ -51,7 +51,7 @@ def draw(experiment: DrawExperiment) -> list[str]:
         chosen.model,
         chosen.pretrain.sampling,
         chosen.data.reduce,
-        open_motion(chosen, entries),
+        open_motion(chosen, entries, manifest.digest),
         FrameCache(0),
         stride=fields.stride if fields else 1,
     )

@@ -106,9 +106,7 @@ def evaluate_prepared(experiment: EvaluateExperiment, prepared: Prepared) -> Jud
         experiment.reading,
         motion,
     )
-    if not readout.entries:
-        first = next(iter(readout.failures.items()))
-        raise KinemaError(f"none of {len(entries)} videos could be read, first {': '.join(first)}")
+    readout.check_any(entries)
     evaluation = judge(readout.ids, readout.labels, readout.values, readout.failures)
     key = fingerprint("evaluation", readout_key(config, motion, manifest.digest), split)
     folder = storage.join(experiment.root, "evaluations", key)

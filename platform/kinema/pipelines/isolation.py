@@ -20,6 +20,8 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 2
 """A video that ends its process gets one more chance: the machine may have been to blame."""
+START_TIMEOUT_S = 120.0
+"""Limit for the imports of the work; those of torch take seconds."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,11 @@ class Isolated(Generic[Result]):
             self._child = None
 
     def run(self, entry: Entry) -> Outcome[Result]:
-        """One video; a crash, a hang and every error become the reason of its failure."""
+        """One video; a crash, a hang and every error become the reason of its failure.
+
+        Raises:
+            KinemaError: the child process does not start, which no video is to blame for.
+        """
         started = time.monotonic()
         result, why = None, None
         for _ in range(ATTEMPTS):
@@ -103,9 +109,9 @@ class Isolated(Generic[Result]):
 
     def _attempt(self, entry: Entry) -> _Done | str | _Ended:
         """The result, the error's text, or how the child ended."""
+        if self._child is None:
+            self._start()
         try:
-            if self._child is None:
-                self._start()
             self._pipe.send(entry)
             if self._pipe.poll(self.timeout_s):
                 answer: _Done | str = self._pipe.recv()
@@ -125,7 +131,18 @@ class Isolated(Generic[Result]):
         self._child = context.Process(target=_serve, args=(theirs, self._packed), daemon=True)
         self._child.start()
         theirs.close()  # so that the child's death is the end of the pipe
-        self._pipe.recv()  # its imports are done, the first video's time starts
+        end = f"took longer than {START_TIMEOUT_S:g} s"
+        try:
+            if self._pipe.poll(START_TIMEOUT_S):
+                self._pipe.recv()  # its imports are done, the first video's time starts
+                return
+        except (EOFError, OSError):
+            self._child.join()
+            end = _cause(self._child.exitcode)
+        self.close()
+        raise KinemaError(
+            f"the process that reads videos did not start ({end}); see its output above"
+        )
 
 
 @dataclass(frozen=True)

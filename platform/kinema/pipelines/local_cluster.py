@@ -72,7 +72,6 @@ def _start(folder: Path, num_cpus: int | None, working_dir: Path) -> LocalCluste
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         # Despite its name, off means on any system: listen on 127.0.0.1 and nowhere else.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     head = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
     command = [

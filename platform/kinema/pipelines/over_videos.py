@@ -98,7 +98,7 @@ class VideoActor:
         outcomes = [self._isolated.run(Entry(**row)) for row in batch.to_pylist()]
         done = [outcome.result for outcome in outcomes if outcome.result is not None]
         if done:
-            self._write(done, fingerprint([outcome.entry.id for outcome in outcomes]))
+            self._write(done, fingerprint([asdict(outcome.entry) for outcome in outcomes]))
         summaries = [
             {
                 "id": outcome.entry.id,

@@ -132,7 +132,7 @@ class Asked:
         return storage.join(self.experiment.root, "probes", self.key)
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a complete probe, or None."""
+        """The result of the probe, comparable or not, or None."""
         uri = storage.join(self.folder, trial.RESULT_FILE)
         return storage.read_json(uri) if storage.exists(uri) else None
 
@@ -183,13 +183,15 @@ def prepare_probe(experiment: ProbeExperiment) -> Asked:
 def probe(asked: Asked) -> dict[str, Any]:
     """Probe on the connected cluster; returns the result and leaves it in `asked.folder`.
 
-    A complete probe is not repeated, and neither is any part of its readout.
+    A comparable result is final. Another one lacks videos, and those are tried again; what was read
+    of the others is not read again.
 
     Raises:
         ConfigError: no labels, no test split, or one group only.
+        KinemaError: not one video to fit to, or to test on, could be read.
     """
     done = asked.result()
-    if done is not None:
+    if done is not None and done["comparable"]:
         return done
     started = time.time()
     experiment, manifest = asked.experiment, asked.manifest
@@ -212,6 +214,8 @@ def probe(asked: Asked) -> dict[str, Any]:
     readout = read_out(
         "features", asked.manifest_uri, entries, config, experiment.root, experiment.reading
     )
+    readout.check_any(fitted)
+    readout.check_any(tested)
     values = dict(zip(readout.ids, readout.values, strict=True))
     train = None if by_group else features_of(fitted, values)
     test = features_of(tested, values)

@@ -19,6 +19,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from kinema import storage
 from kinema.config import Config, fingerprint
+from kinema.errors import KinemaError
 from kinema.evaluation.readout import READOUT_VERSION, Question, ReadoutConfig, ask
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.store import MotionStore
@@ -65,6 +66,19 @@ class Readout:
         labels = [-1 if entry.label is None else entry.label for entry in self.entries]
         return np.array(labels, dtype=np.int64)
 
+    def check_any(self, entries: Sequence[Entry]) -> None:
+        """Check that at least one of `entries`, all of them asked about, was read.
+
+        Raises:
+            KinemaError: none was; says why the first one was not.
+        """
+        lost = [entry.id for entry in entries if entry.id in self.failures]
+        if lost and len(lost) == len(entries):
+            raise KinemaError(
+                f"none of {len(entries)} videos could be read, first {lost[0]}:"
+                f" {self.failures[lost[0]]}"
+            )
+
 
 def readout_key(config: ReadoutConfig, motion: MotionConfig | None, manifest_digest: str) -> str:
     """Names the answers: the network's weights, not where they lie, settings and videos."""
@@ -99,14 +113,15 @@ def read_out(
     """
     bundle = {"CPU": 1.0} | ({"GPU": reading.gpus_per_worker} if reading.gpus_per_worker else {})
     require([bundle], name)
-    key = readout_key(config, motion, Manifest.read(manifest_uri).digest)
+    manifest = Manifest.read(manifest_uri).digest
+    key = readout_key(config, motion, manifest)
     uri = storage.join(root, "readouts", key)
     parts = Parts(uri, _schema(config))
     work = None if motion is None else located(motion, manifest_uri)
     digest = partial(_digest, work=work)
     todo, _ = outdated(entries, parts.digests(), digest)
     parts.drop(entry.id for entry in todo)
-    store = None if motion is None else MotionStore(root, motion)
+    store = None if motion is None else MotionStore(root, motion, manifest)
     question = Question(config, [entry.id for entry in todo], store)
     job = VideoJob(Packed.of(answer, (question, work)), parts.write, reading.timeout_s)
     failed = run_over(
@@ -159,6 +174,7 @@ def _assemble(parts: Parts, entries: Sequence[Entry], failures: dict[str, str]) 
         return Readout([], np.zeros((0, 0), np.float32), failures)
     rows = [place[entry.id] for entry in read]
     shape = table["shape"][rows[0]].as_py()
-    values = table["values"].combine_chunks()
-    flat = values.flatten().to_numpy().reshape(len(table), *shape)
-    return Readout(read, np.asarray(flat[rows], dtype=np.float32), failures)
+    # by parts: one list array of them all would overflow Arrow's 32-bit offsets
+    flat = [chunk.flatten().to_numpy() for chunk in table["values"].chunks]
+    values = np.concatenate(flat).reshape(len(table), *shape)
+    return Readout(read, np.asarray(values[rows], dtype=np.float32), failures)

@@ -99,7 +99,11 @@ class Study(ABC):
 
     @abstractmethod
     def result(self, item: Trial) -> dict[str, Any] | None:
-        """The result of a trial that is done, or None."""
+        """The result of a trial, or None."""
+
+    def is_done(self, item: Trial) -> bool:
+        """Whether nothing is left to do for a trial."""
+        return self.result(item) is not None
 
     @abstractmethod
     def row(self, item: Trial, failures: Mapping[str, str]) -> dict[str, Any]:
@@ -115,7 +119,7 @@ class Study(ABC):
 
     def settle(self, trials: Sequence[Trial]) -> list[Trial]:
         """Close the runs of trials that are done; returns the others."""
-        unfinished = [item for item in trials if self.result(item) is None]
+        unfinished = [item for item in trials if not self.is_done(item)]
         for item in trials:
             if item not in unfinished:
                 self.open([item])

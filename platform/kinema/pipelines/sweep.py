@@ -22,7 +22,7 @@ from kinema.experiment import (
 from kinema.pipelines.cluster import connect
 from kinema.pipelines.prepare import Prepared, prepare
 from kinema.pipelines.study import SweepStudy
-from kinema.pipelines.tuning import Trial, run_trials, scheduler_of, training
+from kinema.pipelines.tuning import Trial, check_trials, run_trials, scheduler_of, training
 from kinema.randomness import keyed_rng
 
 
@@ -30,7 +30,8 @@ def plan(experiment: SweepExperiment) -> list[Trial]:
     """All trials of a sweep, in table order: the grid or a random part of it, then the controls.
 
     Raises:
-        ConfigError: a combination of settings is not a valid experiment.
+        ConfigError: a combination of settings is not a valid experiment, or trials cannot run
+            side by side.
     """
     sweep, base = experiment.sweep, experiment.base().resolved()
     varied = {VARIANT: list(sweep.variants), **sweep.axes} if sweep.variants else sweep.axes
@@ -44,10 +45,12 @@ def plan(experiment: SweepExperiment) -> list[Trial]:
         chosen = sorted(rng.choice(len(points), sweep.num_samples, replace=False))
         points = [points[i] for i in chosen]
     trials = [Trial(_name(point), point, _varied(base, sweep, point)) for point in points]
-    return trials + [
+    trials += [
         Trial(name, settings, base.varied(settings), control=True)
         for name, settings in sweep.controls.items()
     ]
+    check_trials(trials)  # of all, before anything runs: those left to do may be fewer
+    return trials
 
 
 def _skipped(point: Mapping[str, Any], skip: Sequence[Mapping[str, Any]]) -> bool:
@@ -103,21 +106,50 @@ def sweep(experiment: SweepExperiment) -> int:
     study = SweepStudy(experiment, trials, prepared)
     try:
         unfinished = study.settle(trials)
-        failures: dict[str, str] = {}
-        for batch in (shared_pretraining(unfinished, prepared), unfinished):
-            if not failures:
-                failures = run_trials(
-                    batch,
-                    training(prepared),
-                    study.open(batch),
-                    study.close,
-                    study=experiment,
-                    max_concurrent=experiment.sweep.max_concurrent,
-                    scheduler=scheduler_of(experiment),
-                )
+        failures = _pretrain_shared(experiment, study, unfinished, prepared)
+        for item in unfinished:
+            if item.name in failures:
+                study.open([item])
+                study.close(item, failures[item.name])
+        ready = [item for item in unfinished if item.name not in failures]
+        failures |= _run(experiment, study, ready, prepared)
         rows = [study.row(item, failures) for item in trials]
         study.publish(rows)
     except BaseException as error:
         study.abandon(error)
         raise
     return 0 if all(row["status"] == "done" for row in rows) else 1
+
+
+def _pretrain_shared(
+    experiment: SweepExperiment, study: SweepStudy, trials: Sequence[Trial], prepared: Prepared
+) -> dict[str, str]:
+    """Make the encoders that trials share; returns why each trial that now lacks its own failed."""
+    digest = prepared.manifest.digest
+    shared = shared_pretraining(trials, prepared)
+    failures = _run(experiment, study, shared, prepared)
+    by_key = {
+        pretrain_key(item.experiment, digest): f"{item.name}: {failures[item.name]}"
+        for item in shared
+        if item.name in failures
+    }
+    needed = {
+        item.name: pretrain_key(item.experiment, digest)
+        for item in trials
+        if item.experiment.pretrain is not None
+    }
+    return {name: by_key[key] for name, key in needed.items() if key in by_key}
+
+
+def _run(
+    experiment: SweepExperiment, study: SweepStudy, trials: Sequence[Trial], prepared: Prepared
+) -> dict[str, str]:
+    return run_trials(
+        trials,
+        training(prepared),
+        study.open(trials),
+        study.close,
+        study=experiment,
+        max_concurrent=experiment.sweep.max_concurrent,
+        scheduler=scheduler_of(experiment),
+    )

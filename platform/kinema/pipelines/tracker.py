@@ -48,10 +48,6 @@ class TrackerActor:
         """See `Tracker.summary`."""
         self._tracker.summary(run_id, metrics)
 
-    def tag(self, run_id: str, tags: dict[str, str]) -> None:
-        """See `Tracker.tag`."""
-        self._tracker.tag(run_id, tags)
-
     def attach(self, run_id: str, data: bytes, file: str) -> None:
         """See `Tracker.attach`."""
         self._tracker.attach(run_id, data, file)
@@ -71,24 +67,42 @@ class RemoteTracker:
 
     def __init__(self, actor: Any, run_id: str) -> None:
         self._actor, self.run_id = actor, run_id
-        self._lost = False
+        self._sent: Any = None
+        self._warned = False
+
+    def __reduce__(self) -> tuple[type[RemoteTracker], tuple[Any, str]]:
+        return type(self), (self._actor, self.run_id)  # what was sent concerns this process only
 
     def log(self, points: Iterable[Point]) -> None:
-        """Send metrics: (key, value, step, time in ms). A lost tracker is warned about once."""
+        """Send metrics: (key, value, step, time in ms).
+
+        That the tracker is gone or cannot write shows later: a call looks at an earlier one's fate,
+        and warns once.
+        """
         try:
-            self._actor.log.remote(self.run_id, list(points))
+            self._look_back()
         except RayError as error:
-            if not self._lost:
-                _log.warning("the tracker is gone, metrics are no longer recorded: %s", error)
-            self._lost = True
+            self._warn(error)
+        try:
+            sent = self._actor.log.remote(self.run_id, list(points))
+        except RayError as error:
+            self._warn(error)
+        else:
+            self._sent = self._sent or sent  # one that is still under way is watched to its end
+
+    def _look_back(self) -> None:
+        if self._sent is not None and ray.wait([self._sent], timeout=0)[0]:
+            done, self._sent = self._sent, None
+            ray.get(done)
+
+    def _warn(self, error: RayError) -> None:
+        if not self._warned:
+            _log.warning("the tracker is gone or cannot write, metrics are lost: %s", error)
+        self._warned = True
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Record final numbers; see `Tracker.summary`."""
         self.call("summary", {name: float(value) for name, value in metrics.items()})
-
-    def tag(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        self.call("tag", dict(tags))
 
     def content(self, data: bytes, file: str) -> None:
         """Attach bytes as `file`, which may name folders."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from kinema import storage
-from kinema.errors import KinemaError
+from kinema.errors import ConfigError, KinemaError
 from kinema.experiment import Experiment, SweepExperiment
 from kinema.pipelines.cluster import TRIAL_DRIVER, max_concurrent_trials, require
 from kinema.pipelines.prepare import Prepared
@@ -52,6 +53,29 @@ def training(prepared: Prepared) -> Work:
     return work
 
 
+def check_trials(trials: Sequence[Trial]) -> None:
+    """Check that trials can run side by side: names tell them apart, all ask for the same.
+
+    Raises:
+        ConfigError: two have the same name, or some ask for other workers than the first.
+    """
+    problems = [
+        f"{count} trials are called '{name}': give variants, controls and values of an axis that"
+        " differ"
+        for name, count in Counter(item.name for item in trials).items()
+        if count > 1
+    ]
+    wanted = [bundles(item.experiment) for item in trials]
+    for item, asked in zip(trials, wanted, strict=True):
+        if asked != wanted[0]:
+            problems.append(
+                f"trial '{item.name}' asks for workers {asked} and '{trials[0].name}' for"
+                f" {wanted[0]}: give all the same compute, or submit them separately"
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
 def run_trials(
     trials: Sequence[Trial],
     work: Work,
@@ -65,14 +89,19 @@ def run_trials(
     """Run trials on the cluster, several at a time; returns the reason of each one that failed.
 
     Args:
-        trials: names are unique, and all ask for what the first one asks for.
+        trials: see `check_trials`.
         work: what each does.
         trackers: the run of each trial, by its name.
         on_end: told when a trial ends.
         study: what the trials belong to; it has their name and storage root.
         max_concurrent: at most this many at once; None = as many as fit.
         scheduler: stops trials that lag.
+
+    Raises:
+        ConfigError: two trials have the same name, or they ask for different workers.
+        ClusterError: the cluster can never give what a trial asks for.
     """
+    check_trials(trials)
     if not trials:
         return {}
     per_trial = bundles(trials[0].experiment)

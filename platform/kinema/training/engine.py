@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -132,9 +133,21 @@ class Engine:
 
     @property
     def module(self) -> nn.Module:
-        """The model, in the engine's precision."""
+        """The model, in the engine's precision. Under ZeRO stage 3 its forward is collective."""
         module: nn.Module = self._engine.module
         return module
+
+    def predictor(self, twin: nn.Module) -> nn.Module:
+        """The model for forward passes that one rank may do more often than another.
+
+        Under ZeRO stage 3, whose forward gathers parameters from all ranks, that is a copy of
+        `twin`, a network of the same build, with the present weights; else the model itself.
+        """
+        if self.config.zero_stage < 3:
+            return self.module
+        plain = copy.deepcopy(twin)
+        plain.load_state_dict(self.full_weights())
+        return plain.to(self.device, self.dtype)
 
     def step(
         self,

@@ -197,7 +197,7 @@ def finetune(
 
     def after_epoch(epoch: int, step: int) -> tuple[Mapping[str, float], bool]:
         result = predict(
-            engine.module,
+            engine.predictor(best),
             EvaluationClips(validation),
             task.loader,
             engine.micro_batch_size,

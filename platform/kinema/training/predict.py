@@ -88,6 +88,7 @@ def predict(
 ) -> Predictions:
     """Logits of all views of all videos; collective, complete on every rank.
 
+    Ranks call `model` as often as they have clips to read, so its forward must not be collective.
     A video any of whose views cannot be read is left out as a whole and listed in `failures`.
     """
     training = model.training
