@@ -167,15 +167,21 @@ def _make_sources(
     experiment: TransferExperiment, study: Study, sources: Mapping[str, Source], data: Data
 ) -> dict[str, str]:
     """Pretrain what is missing; returns why each source that could not be made failed."""
-    runs = [
-        Cell(f"source {name}", {"source": name}, source.run, prepared=data.of(source.run))
-        for name, source in sources.items()
-        if source.run is not None
-    ]
+    runs, unusable = [], {}
+    for name, source in sources.items():
+        if source.run is None:
+            continue
+        run = Cell(f"source {name}", {"source": name}, source.run, prepared=data.of(source.run))
+        try:
+            study.run_key(run)
+        except KinemaError as error:  # the encoder that it starts from cannot be read
+            unusable[name] = str(error)
+        else:
+            runs.append(run)
     todo = _distinct([cell for cell in runs if study.result(cell) is None], study)
     failures = _train(experiment, study, todo)
     by_key = {study.run_key(cell): failures[cell.name] for cell in todo if cell.name in failures}
-    return {
+    return unusable | {
         cell.settings["source"]: by_key[study.run_key(cell)]
         for cell in runs
         if study.run_key(cell) in by_key
