@@ -66,6 +66,11 @@ def _from_videomae(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def to_videomae(module: nn.Module) -> Tensors:
+    """Tensors of a network under VideoMAE's names.
+
+    Raises:
+        WeightsError: the layout has no place for some of them.
+    """
     tensors = _exchangeable(module)
     if isinstance(module, Classifier):
         names = {
@@ -136,6 +141,11 @@ def _outside_blocks(name: str) -> str:
 
 
 def to_hugging_face(module: nn.Module) -> Tensors:
+    """Tensors of a network under Hugging Face's names, queries, keys and values apart.
+
+    Raises:
+        WeightsError: the layout has no place for some of them.
+    """
     renamed: Tensors = {}
     for name, tensor in _exchangeable(module).items():
         found = re.fullmatch(r"(encoder|decoders\.0)\.blocks\.(\d+)\.(.+)", name)
