@@ -17,7 +17,8 @@ from kinema.video.decode import (
     read_frames_and_vectors,
     vectors_are_exact,
 )
-from kinema.video.encode import EncodeConfig, reencode
+from kinema.video import encode as encoding
+from kinema.video.encode import EncodeConfig, encode, reencode
 
 FPS = 30000 / 1001
 
@@ -95,6 +96,20 @@ def test_frames_that_change_their_size_become_those_of_the_first(tmp_path: Path)
     for number, side in enumerate((32, 32, 48)):
         cv2.imwrite(str(frames / f"{number}.png"), np.zeros((side, side, 3), np.uint8))
     assert reencode(str(frames), 10, EncodeConfig()).num_frames == 3
+
+
+def test_the_same_frames_are_the_same_bytes_on_every_cpu(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    clips = [
+        np.stack(
+            [cv2.GaussianBlur(rng.integers(0, 255, (48, 48, 3), np.uint8), (0, 0), 4)] * 2
+            + [np.full((48, 48, 3), level, np.uint8) for level in (40, 60)]
+        )
+        for _ in range(10)
+    ]
+    here = [encode(clip, 8, 12) for clip in clips]
+    monkeypatch.setattr(encoding, "X264_PARAMS", f"{encoding.X264_PARAMS}:asm=0")
+    assert here == [encode(clip, 8, 12) for clip in clips]
 
 
 def test_part_of_a_video(tmp_path: Path) -> None:

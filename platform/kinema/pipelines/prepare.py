@@ -13,7 +13,7 @@ from kinema.experiment import DataConfig, Experiment
 from kinema.motion.extractor import MotionConfig
 from kinema.pipelines.extract import extract
 from kinema.video.manifest import Manifest
-from kinema.video.synthetic import make
+from kinema.video.synthetic import SYNTHETIC_VERSION, make
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def prepare_manifest(experiment: HasData) -> str:
     if experiment.data.manifest is not None:
         return storage.absolute(experiment.data.manifest)
     synthetic = experiment.data.synthetic
-    root = storage.join(experiment.root, "synthetic", fingerprint(synthetic))
+    root = storage.join(experiment.root, "synthetic", fingerprint(synthetic, SYNTHETIC_VERSION))
     return make(synthetic, root)
 
 

@@ -83,12 +83,15 @@ class RemoteTracker:
             self._look_back()
         except RayError as error:
             self._warn(error)
+        watched = self._sent is None  # one call at a time; Ray complains of unread results itself
         try:
-            sent = self._actor.log.remote(self.run_id, list(points))
+            sent = self._actor.log.options(num_returns=int(watched)).remote(
+                self.run_id, list(points)
+            )
         except RayError as error:
             self._warn(error)
         else:
-            self._sent = self._sent or sent  # one that is still under way is watched to its end
+            self._sent = sent if watched else self._sent
 
     def _look_back(self) -> None:
         if self._sent is not None and ray.wait([self._sent], timeout=0)[0]:

@@ -24,8 +24,12 @@ from kinema.config import Config
 from kinema.errors import VideoError
 from kinema.video.decode import iterate_frames, vectors_are_exact
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 """Part of the digest of everything re-encoded; raise it when results change."""
+
+X264_PARAMS = "cpu-independent=1"
+"""Without it rate control sums differently on other CPUs, and with AVX-512 (core 165) differently from
+process to process, as arrays lie in memory: the same frames now and then gave other bytes."""
 
 Frame = npt.NDArray[np.uint8]
 
@@ -130,7 +134,14 @@ def _write(
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf), "threads": "1", "bf": "0", "refs": "1", **options}
+        stream.options = {
+            "crf": str(crf),
+            "threads": "1",
+            "bf": "0",
+            "refs": "1",
+            "x264-params": X264_PARAMS,
+            **options,
+        }
         for count, frame in enumerate(frames, start=1):
             if count == 1:
                 stream.height, stream.width = frame.shape[:2]

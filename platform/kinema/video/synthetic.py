@@ -31,7 +31,7 @@ from kinema.video import manifest, scene
 from kinema.video.encode import encode
 
 # Raise by hand when unchanged settings draw other clips.
-SYNTHETIC_VERSION = 1
+SYNTHETIC_VERSION = 2
 
 DIAGONAL = math.sqrt(0.5)
 MOTIONS: dict[str, tuple[float, float]] = {
