@@ -207,6 +207,10 @@ class Experiment(Config):
         """
         return vary(self, overrides)
 
+    def pretraining_only(self) -> Self:
+        """The part that makes the encoder: no finetuning, and no head that would need anything."""
+        return self.varied({"finetune": None, "head": {"name": "plain"}})
+
 
 class SweepExperiment(Experiment):
     """An experiment and the settings to vary."""

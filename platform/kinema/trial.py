@@ -83,7 +83,12 @@ def is_pretrained(experiment: Experiment, manifest_digest: str) -> bool:
 
 def result(experiment: Experiment, manifest_digest: str) -> dict[str, Any] | None:
     """The result of a complete run, or None."""
-    uri = storage.join(run_uri(experiment, manifest_digest), RESULT_FILE)
+    return result_in(run_uri(experiment, manifest_digest))
+
+
+def result_in(folder: str) -> dict[str, Any] | None:
+    """The result that something complete left in its folder, or None."""
+    uri = storage.join(folder, RESULT_FILE)
     return storage.read_json(uri) if storage.exists(uri) else None
 
 

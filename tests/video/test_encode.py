@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kinema.errors import VideoError
+from kinema.video import encode as encoding
 from kinema.video.decode import (
     iterate_vectors,
     probe,
@@ -17,7 +18,6 @@ from kinema.video.decode import (
     read_frames_and_vectors,
     vectors_are_exact,
 )
-from kinema.video import encode as encoding
 from kinema.video.encode import EncodeConfig, encode, reencode
 
 FPS = 30000 / 1001

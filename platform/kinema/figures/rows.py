@@ -45,11 +45,16 @@ def notes(rows: Sequence[Row]) -> list[str]:
             "of clips whose box is the fallback."
         )
     lines += [f"{row['trial']}: encoder {row['encoder']}" for row in rows if "encoder" in row]
-    for row in rows:
-        if row["status"] != "done":
-            why = f": {row['reason']}" if row.get("reason") else ""
-            lines.append(f"{row['trial']} {row['status']}{why}")
-    return lines
+    return lines + unfinished(rows)
+
+
+def unfinished(rows: Sequence[Row]) -> list[str]:
+    """A line for each trial without a result: its state and, where it is known, why."""
+    return [
+        f"{row['trial']} {row['status']}" + (f": {row['reason']}" if row.get("reason") else "")
+        for row in rows
+        if row["status"] != "done"
+    ]
 
 
 def plain(value: Any) -> str:

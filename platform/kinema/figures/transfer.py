@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from kinema.figures.rows import Row
+from kinema.figures.rows import Row, unfinished
 from kinema.figures.table import GREY, INK, TextTable
 
 DPI = 200
@@ -81,11 +81,7 @@ def transfer_notes(rows: Sequence[Row]) -> list[str]:
             f"{target}: {' or '.join(map(str, tested))} test videos, chance"
             f" {' or '.join(map(str, chances))} %."
         )
-    for row in rows:
-        if row["status"] != "done":
-            why = f": {row['reason']}" if row.get("reason") else ""
-            lines.append(f"{row['trial']} {row['status']}{why}")
-    return lines
+    return lines + unfinished(rows)
 
 
 def save_transfer(rows: Sequence[Row], folder: Path) -> list[Path]:

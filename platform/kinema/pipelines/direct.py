@@ -67,8 +67,7 @@ class DirectTest:
 
     def result(self) -> dict[str, Any] | None:
         """The result of the test, comparable or not, or None."""
-        uri = storage.join(self.folder, trial.RESULT_FILE)
-        return storage.read_json(uri) if storage.exists(uri) else None
+        return trial.result_in(self.folder)
 
 
 def class_labels(manifest: Manifest, what: str) -> dict[str, int]:

@@ -93,7 +93,7 @@ class ProbeExperiment(AnyExperiment):
             return None
         own = set(ProbeExperiment.model_fields) - set(Experiment.model_fields)
         plain = Experiment.model_validate(self.model_dump(mode="json", exclude=own))
-        return plain.varied({"finetune": None, "head": {"name": "plain"}})
+        return plain.pretraining_only()
 
     def readout(self, weights: str | None) -> ReadoutConfig:
         """What is asked of the encoder."""
@@ -133,8 +133,7 @@ class Asked:
 
     def result(self) -> dict[str, Any] | None:
         """The result of the probe, comparable or not, or None."""
-        uri = storage.join(self.folder, trial.RESULT_FILE)
-        return storage.read_json(uri) if storage.exists(uri) else None
+        return trial.result_in(self.folder)
 
 
 def probe_experiment(experiment: ProbeExperiment) -> int:

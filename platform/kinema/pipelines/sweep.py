@@ -80,11 +80,7 @@ def shared_pretraining(trials: Sequence[Trial], prepared: Prepared) -> list[Tria
         if item.experiment.pretrain is not None and item.experiment.finetune is not None:
             users.setdefault(pretrain_key(item.experiment, digest), []).append(item)
     return [
-        Trial(
-            f"pretrain {key[:8]}",
-            {},
-            items[0].experiment.varied({"finetune": None, "head": {"name": "plain"}}),
-        )
+        Trial(f"pretrain {key[:8]}", {}, items[0].experiment.pretraining_only())
         for key, items in users.items()
         if len(items) > 1 and not trial.is_pretrained(items[0].experiment, digest)
     ]

@@ -159,14 +159,9 @@ def plan_sources(experiment: TransferExperiment) -> dict[str, Source]:
                 raise ConfigError([f"transfer.sources.{name}: direct needs a finetune section"])
             run = chosen
         elif chosen.pretrain is not None:
-            run = pretraining_of(chosen)
+            run = chosen.pretraining_only()
         sources[name] = Source(name, chosen, run)
     return sources
-
-
-def pretraining_of(experiment: Experiment) -> Experiment:
-    """The part of an experiment that makes its encoder."""
-    return experiment.varied({"finetune": None, "head": {"name": "plain"}})
 
 
 def cell_experiment(
@@ -212,7 +207,7 @@ def encoder_of(source: Source, data: Data) -> str | None:
     if source.experiment.pretrain is None:
         return source.experiment.encoder
     digest = data.of(source.experiment).manifest.digest
-    folder = trial.pretrained_uri(pretraining_of(source.experiment), digest)
+    folder = trial.pretrained_uri(source.experiment.pretraining_only(), digest)
     return storage.join(folder, ENCODER_FILE)
 
 

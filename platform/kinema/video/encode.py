@@ -28,8 +28,8 @@ ENCODER_VERSION = 2
 """Part of the digest of everything re-encoded; raise it when results change."""
 
 X264_PARAMS = "cpu-independent=1"
-"""Without it rate control sums differently on other CPUs, and with AVX-512 (core 165) differently from
-process to process, as arrays lie in memory: the same frames now and then gave other bytes."""
+"""Without it rate control sums differently on other CPUs, and with AVX-512 (core 165) even in
+another process, as arrays lie in memory: the same frames now and then gave other bytes."""
 
 Frame = npt.NDArray[np.uint8]
 
