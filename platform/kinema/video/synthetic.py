@@ -30,7 +30,7 @@ from kinema.randomness import keyed_rng
 from kinema.video import manifest, scene
 from kinema.video.encode import encode
 
-# Raise by hand when unchanged settings draw other clips.
+# Raise by hand when unchanged settings give other clips, drawn or encoded.
 SYNTHETIC_VERSION = 2
 
 DIAGONAL = math.sqrt(0.5)
