@@ -7,7 +7,6 @@ python jobs/boxes_only.py experiments/real/iri_gesture.yaml data.manifest=iri.pa
 
 from kinema.cli import parse, run
 from kinema.pipelines.boxes_only import BoxesOnlyExperiment, classify_boxes
-from kinema.pipelines.cluster import connect
 
 
 def main() -> int:
@@ -15,7 +14,6 @@ def main() -> int:
     experiment = parse(
         BoxesOnlyExperiment, default="experiments/demo/motion.yaml", description=__doc__
     )
-    connect()
     classify_boxes(experiment)
     return 0
 

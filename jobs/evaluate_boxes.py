@@ -7,7 +7,6 @@ python jobs/evaluate_boxes.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parq
 
 from kinema.cli import parse, run
 from kinema.pipelines.boxes import BoxAgreementExperiment, evaluate_boxes
-from kinema.pipelines.cluster import connect
 
 
 def main() -> int:
@@ -15,7 +14,6 @@ def main() -> int:
     experiment = parse(
         BoxAgreementExperiment, default="experiments/demo/motion.yaml", description=__doc__
     )
-    connect()
     evaluate_boxes(experiment)
     return 0
 

@@ -6,14 +6,13 @@ python jobs/extract_motion.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parq
 
 from kinema.cli import parse, run
 from kinema.experiment import Experiment
-from kinema.pipelines.cluster import connect
-from kinema.pipelines.prepare import prepare
+from kinema.pipelines.prepare import prepare, start
 
 
 def main() -> int:
     """Extract what is missing."""
     experiment = parse(Experiment, default="experiments/demo/base.yaml", description=__doc__)
-    connect()
+    start(experiment)
     prepare([experiment.resolved()])
     return 0
 

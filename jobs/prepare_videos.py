@@ -5,14 +5,12 @@ python jobs/prepare_videos.py data.manifest=ssv2.parquet output=ssv2 encode.shor
 """
 
 from kinema.cli import parse, run
-from kinema.pipelines.cluster import connect
 from kinema.pipelines.videos import ReencodeConfig, reencode_videos
 
 
 def main() -> int:
     """Re-encode what is missing and write the manifest of the result."""
     config = parse(ReencodeConfig, default=None, description=__doc__)
-    connect()
     reencode_videos(config)
     return 0
 

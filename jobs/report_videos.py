@@ -5,14 +5,12 @@ python jobs/report_videos.py data.manifest=ssv2.parquet boxes=boxes.parquet
 """
 
 from kinema.cli import parse, run
-from kinema.pipelines.cluster import connect
 from kinema.pipelines.videos import ReportConfig, report_videos
 
 
 def main() -> int:
     """Report codec, key frames, vectors and saliency."""
     config = parse(ReportConfig, default=None, description=__doc__)
-    connect()
     report_videos(config)
     return 0
 

@@ -1,5 +1,6 @@
 """Command lines of jobs: arguments, help, dry runs and exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,31 @@ def test_a_program_from_outside(tmp_path: Path) -> None:
     assert bad.stderr == (
         "configuration: 1 problem\n  - unknown key 'dpeth'; did you mean 'depth'? (command line)\n"
     )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--dry-run"], []])
+def test_a_reader_who_has_seen_enough_gets_no_traceback(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    job = tmp_path / "job.py"
+    job.write_text(
+        "from kinema.cli import parse, run\n"
+        "from kinema.config import Config\n"
+        "class Spec(Config):\n"
+        "    depth: float = 1\n"
+        "run(lambda: parse(Spec, default=None, description='d') and None)\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, str(job), *arguments],
+        env={"PYTHONPATH": str(Path(__file__).parents[1] / "platform")},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 class Pair(Config):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from job_runner import JOBS, REPOSITORY, call
 
-from kinema.errors import ConfigError
+from kinema.errors import ConfigError, StorageError
 
 CONFIGURED = [job for job in JOBS if job != "demo.py"]  # which hands its arguments on
 REQUIRED = {
@@ -22,6 +23,10 @@ REQUIRED = {
 POSITIONAL = ("compare.py", "combine_epic.py")
 """Jobs that take names of runs in place of a file; their `REQUIRED` is what help calls them."""
 WITH_OUTPUT = {*REQUIRED, "prepare_videos.py", "report_videos.py"} - {"combine_epic.py"}
+
+
+KEEPS = sorted(set(CONFIGURED) - set(REQUIRED) - {"make_synthetic.py", "replay_tracking.py"})
+"""Jobs that keep what they make in the storage."""
 
 
 @pytest.mark.parametrize("job", CONFIGURED)
@@ -42,6 +47,25 @@ def test_misspelt_key_is_told_the_nearest_one(job: str) -> None:
         wrong, right = "storge=x", "storage"
     with pytest.raises(ConfigError, match=f"unknown key '.*'; did you mean '{right}'"):
         call(job, [*REQUIRED.get(job, []), wrong])
+
+
+@pytest.mark.parametrize("job", KEEPS)
+def test_storage_that_cannot_be_written_is_told_before_any_work(job: str) -> None:
+    with pytest.raises(StorageError, match=r"storage root /proc/kinema cannot be written; set "):
+        call(job, ["storage=/proc/kinema"])
+
+
+@pytest.mark.parametrize("job", ["draw_clips.py", "prepare_videos.py", "report_videos.py"])
+def test_output_that_cannot_be_written_is_told_before_any_work(job: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"output /proc/kinema cannot be written; give another"):
+        call(job, [f"storage={tmp_path}", "output=/proc/kinema"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("job", ["index_videos.py", "index_boxes.py"])
+def test_file_that_cannot_be_written_is_told_before_any_work(job: str) -> None:
+    with pytest.raises(StorageError, match=r"output /proc/kinema/x\.parquet cannot be written"):
+        call(job, [*REQUIRED[job], "output=/proc/kinema/x.parquet"])
 
 
 def test_error_ends_the_program_with_status_2_and_no_traceback() -> None:

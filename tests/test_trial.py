@@ -22,7 +22,8 @@ from kinema.errors import ConfigError, NonFiniteLossError, StoreError
 from kinema.experiment import Experiment
 from kinema.motion.extractor import FrameBoxes
 from kinema.motion.store import MotionRow, MotionStore, row_digest
-from kinema.trial import pretrained_uri, result, run_stages, run_uri, split
+from kinema.pipelines.prepare import prepare_training
+from kinema.trial import check_clips, pretrained_uri, result, run_stages, run_uri, split
 from kinema.video.manifest import Manifest
 from kinema.video.synthetic import SyntheticConfig, load_truth, make
 
@@ -228,7 +229,25 @@ def test_nothing_to_train_or_test_on_is_an_error(videos: tuple[Path, str]) -> No
         split(tiny(root, uri), manifest.select("train"))
 
 
-@pytest.mark.parametrize("role", ["validation", "test"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["pretrain.clip_share=0.1"], r"pretrain\.engine\.global_batch_size 8 exceeds the 5 tr"),
+        (["finetune.engine.global_batch_size=64"], r"finetune\.engine.* 64 exceeds the 48 tr"),
+    ],
+)
+def test_too_few_clips_are_told_before_anything_starts(
+    videos: tuple[Path, str], tmp_path: Path, settings: list[str], message: str
+) -> None:
+    _, uri = videos
+    experiment = tiny(tmp_path, uri, *settings)
+    with pytest.raises(ConfigError, match=message):
+        prepare_training([experiment])
+    assert not (tmp_path / "motion").exists()
+    check_clips(tiny(tmp_path, uri), Manifest.read(uri))
+
+
+@pytest.mark.parametrize("role", ["train", "validation", "test"])
 def test_clips_without_a_label_are_not_tested_on(
     videos: tuple[Path, str], tmp_path: Path, role: str
 ) -> None:
@@ -237,10 +256,11 @@ def test_clips_without_a_label_are_not_tested_on(
     for row in rows:
         if row["split"] == role:
             row["label"] = None
+    count = sum(row["label"] is None for row in rows)
     unlabelled = str(tmp_path / "unlabelled.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(uri)), unlabelled)
     experiment = tiny(tmp_path, unlabelled, "motion=null")
-    with pytest.raises(ConfigError, match=rf"8 clips .* have no label, such as {role}-000000"):
+    with pytest.raises(ConfigError, match=rf"{count} clips .* no label, such as {role}-0000"):
         run_stages(experiment, unlabelled, Recorder(tmp_path / "states"))
 
 

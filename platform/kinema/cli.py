@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from kinema.schema import Key, Place, list_keys
 T = TypeVar("T", bound=BaseModel)
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _USAGE_ERROR = 2
+_NOT_READ = 141
+"""What a shell reports of a program that writes to a closed pipe."""
 
 
 def parse(
@@ -43,11 +46,11 @@ def parse(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
-        print(_help(spec, default, description, positional))
+        _show(_help(spec, default, description, positional) + "\n")
         raise SystemExit(0)
     file, overrides = _split(arguments, positional)
     config = load(spec, file, overrides, _in_repository(default))
-    print(to_yaml(config), end="", flush=True)
+    _show(to_yaml(config))
     if "--dry-run" in arguments:
         raise SystemExit(0)
     return config
@@ -65,6 +68,16 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(error, file=sys.stderr)
         raise SystemExit(_USAGE_ERROR) from None
     raise SystemExit(status or 0)
+
+
+def _show(text: str) -> None:
+    """Print for a reader who may have seen enough (`--help | head`): that ends the program."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # Python flushes it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(_NOT_READ) from None
 
 
 def _split(arguments: Sequence[str], positional: Sequence[str]) -> tuple[str | None, list[str]]:

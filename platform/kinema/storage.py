@@ -219,20 +219,50 @@ def content_digest(uri: str) -> str:
 
 
 def check_writable(root: str) -> None:
-    """Make sure that files can be written under `root`, by writing and removing one.
+    """Make sure that files can be written under the storage root, by writing and removing one.
 
     Raises:
         StorageError: naming `root` and what to do.
     """
-    probe = join(root, f"{_TEMPORARY}probe-{os.getpid()}")
     try:
-        write_bytes(probe, b"")
-        remove(probe)
+        _try_to_write(root)
     except StorageError as error:
         raise StorageError(
             f"storage root {root} cannot be written; set KINEMA_STORAGE or storage= to another one"
             f" ({error})"
         ) from error
+
+
+def check_output(folder: str) -> None:
+    """The same of the folder or URI that a job's `output` names, before its work and not after.
+
+    Raises:
+        StorageError: naming `folder` and what to do.
+    """
+    try:
+        _try_to_write(absolute(folder))
+    except StorageError as error:
+        raise StorageError(
+            f"output {folder} cannot be written; give another one ({error})"
+        ) from error
+
+
+def check_output_file(uri: str) -> None:
+    """The same of an `output` that is a file; only its folder is touched.
+
+    Raises:
+        StorageError: naming `uri` and what to do.
+    """
+    try:
+        _try_to_write(absolute(uri).rpartition("/")[0])
+    except StorageError as error:
+        raise StorageError(f"output {uri} cannot be written; give another one ({error})") from error
+
+
+def _try_to_write(folder: str) -> None:
+    probe = join(folder, f"{_TEMPORARY}probe-{os.getpid()}")
+    write_bytes(probe, b"")
+    remove(probe)
 
 
 def _write(uri: str, fill: Callable[[BinaryIO], object]) -> None:

@@ -15,7 +15,7 @@ from kinema.errors import ConfigError
 from kinema.evaluation.multiview import Evaluation, evaluate
 from kinema.experiment import Experiment, pretrain_key, run_key
 from kinema.motion.store import MotionReader, MotionStore
-from kinema.training.data import ClipSource
+from kinema.training.data import ClipSource, too_few_clips
 from kinema.training.engine import current_device, world
 from kinema.training.finetune import FinetuneTask, finetune, keep_labels, split_holdout
 from kinema.training.frames import FrameCache
@@ -100,9 +100,8 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     """
     started = time.time()
     manifest = Manifest.read(manifest_uri)
+    check_clips(experiment, manifest)
     splits = split(experiment, manifest)
-    if experiment.finetune is not None:
-        _check_labels(splits)
     cache = FrameCache(experiment.loader.cache_gb * 2**30)
     everything = [*splits.pretrain, *splits.validation, *splits.test]
     motion = open_motion(experiment, everything, manifest.digest)
@@ -135,7 +134,7 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
                 experiment.seed,
             )
             seen = {entry.id for entry in splits.pretrain}
-            used = keep_clips(splits.pretrain, experiment.pretrain.clip_share, experiment.seed)
+            used = _pretrained_on(experiment, splits)
             unseen = [entry for entry in splits.validation if entry.id not in seen]
             pretrain(
                 task,
@@ -157,7 +156,7 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
             experiment.seed,
             encoder_uri,
         )
-        labelled = keep_labels(splits.train, experiment.finetune.label_share, experiment.seed)
+        labelled = _finetuned_on(experiment, splits)
         train, validation, test = (
             source(entries, experiment.finetune.sampling)
             for entries in (labelled, splits.validation, splits.test)
@@ -186,17 +185,45 @@ def open_motion(
     return store.open([entry.id for entry in entries])
 
 
-def _check_labels(splits: Splits) -> None:
+def check_clips(experiment: Experiment, manifest: Manifest) -> None:
+    """Make sure, before anything starts, that every stage has clips enough, and their labels.
+
+    Raises:
+        ConfigError: a stage has no clips or fewer than one step takes, or labels are missing.
+    """
+    splits = split(experiment, manifest)
+    problems = []
+    if experiment.pretrain is not None:
+        count = len(_pretrained_on(experiment, splits))
+        problems += too_few_clips("pretrain", count, experiment.pretrain.engine.global_batch_size)
+    if experiment.finetune is not None:
+        problems += _missing_labels(splits)
+        count = len(_finetuned_on(experiment, splits))
+        problems += too_few_clips("finetune", count, experiment.finetune.engine.global_batch_size)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _pretrained_on(experiment: Experiment, splits: Splits) -> list[Entry]:
+    assert experiment.pretrain is not None
+    return keep_clips(splits.pretrain, experiment.pretrain.clip_share, experiment.seed)
+
+
+def _finetuned_on(experiment: Experiment, splits: Splits) -> list[Entry]:
+    assert experiment.finetune is not None
+    return keep_labels(splits.train, experiment.finetune.label_share, experiment.seed)
+
+
+def _missing_labels(splits: Splits) -> list[str]:
     """A clip without a label would count as one of the last class."""
-    for name, entries in (("chosen", splits.validation), ("tested", splits.test)):
-        unlabelled = [entry.id for entry in entries if entry.label is None]
-        if unlabelled:
-            raise ConfigError(
-                [
-                    f"{len(unlabelled)} clips on which the model would be {name} have no label,"
-                    f" such as {unlabelled[0]}; leave them out of the manifest"
-                ]
-            )
+    uses = {"trained": splits.train, "chosen": splits.validation, "tested": splits.test}
+    lost = {use: [e.id for e in entries if e.label is None] for use, entries in uses.items()}
+    return [
+        f"{len(ids)} clips on which the model would be {use} have no label, such as {ids[0]};"
+        " leave them out of the manifest"
+        for use, ids in lost.items()
+        if ids
+    ]
 
 
 def _with_motion(splits: Splits, motion: MotionReader | None) -> Splits:

@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from kinema.errors import ClusterError
-from kinema.pipelines.cluster import connect, max_concurrent_trials, require
+from kinema.pipelines.cluster import connect, max_concurrent_trials, require, start_local
 from kinema.pipelines.ports import HIGHEST, LOWEST, free_ports
 
 DRIVER = {"CPU": 0.01}
@@ -26,6 +27,25 @@ def test_unreachable_cluster_is_named_within_seconds(monkeypatch: pytest.MonkeyP
     with pytest.raises(ClusterError, match=r"RAY_ADDRESS=127\.0\.0\.1:9 does not answer"):
         connect()
     assert time.monotonic() - started < 10
+
+
+def test_a_local_ray_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def fail(error: Exception) -> None:
+        def init(**_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(ray, "init", init)
+
+    before = dict(os.environ)
+    fail(Exception("The current node timed out during startup."))
+    with pytest.raises(ClusterError, match=r"did not start: The current node timed out"):
+        start_local(1)
+    fail(ValueError("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        start_local(1)
+    assert dict(os.environ) == before
 
 
 @pytest.mark.ray
@@ -57,7 +77,7 @@ def test_figure_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 _OWN_CLUSTER = """
-import urllib.error, urllib.request
+import pathlib, urllib.error, urllib.request
 import ray
 from ray.util.state import list_nodes
 from kinema.pipelines.cluster import connect, disconnect
@@ -65,6 +85,7 @@ from kinema.pipelines.cluster import connect, disconnect
 found = connect(num_cpus=1)
 assert found.own and found.address.startswith("127.0.0.1:"), found
 assert found.dashboard.startswith("http://127.0.0.1:"), found
+print("token %o" % ((pathlib.Path.home() / ".ray/auth_token").stat().st_mode & 0o777))
 try:
     urllib.request.urlopen(found.dashboard + "/api/jobs/", timeout=10)
 except urllib.error.HTTPError as error:
@@ -85,18 +106,20 @@ _UNSET = {"PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE"}
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")  # a second cluster on the machine
-def test_own_cluster_is_local_authenticated_and_knows_the_package() -> None:
+def test_own_cluster_is_local_authenticated_and_knows_the_package(tmp_path: Path) -> None:
     """Also where no variable is set and only the driver's `sys.path` leads to the package."""
     import kinema
 
     platform = os.path.dirname(os.path.dirname(str(kinema.__file__)))
     environment = {k: v for k, v in os.environ.items() if k not in _UNSET}
+    environment["HOME"] = str(tmp_path)  # without a token
     code = f"import sys; sys.path.insert(0, {platform!r})\n{_OWN_CLUSTER}"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert "without token 401" in done.stdout
+    assert "token 600" in done.stdout
     expected = f"worker imports {platform}/kinema/pipelines/cluster.py and sees 1 node"
     assert expected in done.stdout
 

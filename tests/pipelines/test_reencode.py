@@ -29,6 +29,12 @@ from kinema.video.rows import with_classes
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 
 
+@pytest.fixture(autouse=True)
+def own_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written to the storage of whoever runs the tests."""
+    monkeypatch.setenv("KINEMA_STORAGE", str(tmp_path / "storage"))
+
+
 def change(uri: str, **columns: pa.Array) -> str:
     """The manifest with other columns."""
     table = storage.read_table(uri)
@@ -112,6 +118,8 @@ def test_videos_that_fail_are_listed_and_the_others_done(tmp_path: Path) -> None
     assert written(out) == before
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
     ("ids", "message"),
     [(["a", "a.mp4"], "would both be"), (["../a", "b"], "leads out of the output folder")],
@@ -180,6 +188,8 @@ def test_images_have_no_vectors_and_say_why(tmp_path: Path) -> None:
     assert (measures["frames"], measures["with_vectors"]) == (3, 0)
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_boxes_of_other_videos_are_an_error(tmp_path: Path) -> None:
     uri = write_manifest(tmp_path / "all.parquet", [write_video(tmp_path / "a.mp4")])
     boxes = str(tmp_path / "boxes.parquet")

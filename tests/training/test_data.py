@@ -39,10 +39,11 @@ VIT = ViTConfig(
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 5))
 def test_an_epoch_holds_each_clip_at_most_once(clips: int, batch: int, epoch: int) -> None:
     if clips < batch:
-        with pytest.raises(ConfigError, match=f"global_batch_size {batch} exceeds the {clips}"):
-            StepOrder(clips, batch, 0)
+        message = rf"finetune\.engine\.global_batch_size {batch} exceeds the {clips} training clips"
+        with pytest.raises(ConfigError, match=message):
+            StepOrder(clips, batch, 0, "finetune")
         return
-    order = StepOrder(clips, batch, 0)
+    order = StepOrder(clips, batch, 0, "pretrain")
     steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
     seen = np.concatenate([order.clips(step) for step in steps])
     assert len(seen) == len(set(seen.tolist())) == clips // batch * batch
@@ -50,7 +51,7 @@ def test_an_epoch_holds_each_clip_at_most_once(clips: int, batch: int, epoch: in
 
 
 def test_every_clip_has_its_turn_and_epochs_differ() -> None:
-    order = StepOrder(10, 4, seed=1)
+    order = StepOrder(10, 4, 1, "pretrain")
     epochs = [np.concatenate([order.clips(2 * e), order.clips(2 * e + 1)]) for e in range(20)]
     assert set(np.concatenate(epochs).tolist()) == set(range(10))
     assert epochs[0].tolist() != epochs[1].tolist()
@@ -58,7 +59,7 @@ def test_every_clip_has_its_turn_and_epochs_differ() -> None:
 
 @given(st.sampled_from([1, 2, 4]), st.integers(0, 3), st.integers(1, 2))
 def test_ranks_together_hold_the_step_in_its_order(world: int, start: int, draws: int) -> None:
-    order = StepOrder(21, 8, seed=0)
+    order = StepOrder(21, 8, 0, "pretrain")
     whole = list(MicroBatches(order, range(start, 4), 2, draws))
     ranks = [list(MicroBatches(order, range(start, 4), 2, draws, r, world)) for r in range(world)]
     per_step = 4 // world
@@ -117,7 +118,7 @@ def test_a_sample_depends_on_its_key_alone(entries: list[Entry]) -> None:
 
 def test_worker_processes_give_the_same_batches(entries: list[Entry]) -> None:
     clips = TrainingClips(source(entries, FrameCache(0)), MultiScaleCrop(), 7, TubeMask())
-    keys = MicroBatches(StepOrder(4, 2, 0), range(4), 2)
+    keys = MicroBatches(StepOrder(4, 2, 0, "pretrain"), range(4), 2)
     here, there = (
         list(make_loader(clips, keys, LoaderConfig(num_workers=count), collate)) for count in (0, 1)
     )

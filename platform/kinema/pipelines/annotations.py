@@ -71,6 +71,7 @@ def index_boxes(config: IndexBoxesConfig) -> int:
     Raises:
         KinemaError: a file is malformed, or does not fit the manifest; nothing is written then.
     """
+    storage.check_output_file(config.output)
     videos = None if config.manifest is None else _videos(config.manifest)
     tally = _Tally()
     storage.write_row_groups(config.output, _tables(config, videos, tally))

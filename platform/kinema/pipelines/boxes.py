@@ -30,7 +30,7 @@ from kinema.motion.extractor import EXTRACTOR_VERSION, MotionConfig
 from kinema.motion.flow import AnnotatedBoxes
 from kinema.motion.store import MotionReader, MotionStore
 from kinema.pipelines.annotations import boxes_of, find_boxes
-from kinema.pipelines.prepare import prepare, prepare_manifest
+from kinema.pipelines.prepare import prepare, prepare_manifest, start
 from kinema.video.decode import read_frames
 from kinema.video.manifest import Entry, Manifest
 
@@ -65,7 +65,7 @@ class _Compared:
 
 
 def evaluate_boxes(experiment: BoxAgreementExperiment) -> dict[str, Any]:
-    """Extract what is missing on the connected cluster, compare, write and print the result.
+    """Extract what is missing, compare, write and print the result.
 
     Returns:
         What `agreement.json` says.
@@ -76,6 +76,7 @@ def evaluate_boxes(experiment: BoxAgreementExperiment) -> dict[str, Any]:
     """
     experiment = experiment.resolved()
     motion = _motion(experiment)
+    start(experiment)
     manifest_uri = prepare_manifest(experiment)
     boxes_uri = find_boxes(experiment.boxes, experiment.data.manifest, manifest_uri)
     if boxes_uri is None:

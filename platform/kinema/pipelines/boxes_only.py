@@ -27,7 +27,7 @@ from kinema.evaluation.boxes_only import (
 from kinema.experiment import AnyExperiment, Experiment
 from kinema.figures.table import TextTable
 from kinema.motion.extractor import EXTRACTOR_VERSION
-from kinema.pipelines.prepare import prepare, prepare_manifest
+from kinema.pipelines.prepare import prepare, prepare_manifest, start
 from kinema.training.data import ClipSource
 from kinema.training.frames import FrameCache
 from kinema.video.manifest import Entry, Manifest
@@ -44,7 +44,7 @@ class BoxesOnlyExperiment(AnyExperiment):
 
 
 def classify_boxes(experiment: BoxesOnlyExperiment) -> dict[str, Any]:
-    """Extract what is missing on the connected cluster, train and test the control, and print it.
+    """Extract what is missing, train and test the control, and print it.
 
     Returns:
         What `result.json` says.
@@ -56,6 +56,7 @@ def classify_boxes(experiment: BoxesOnlyExperiment) -> dict[str, Any]:
     experiment = experiment.resolved()
     if experiment.motion is None:
         raise ConfigError(["motion: null; there are no motion boxes to classify without it"])
+    start(experiment)
     manifest_uri = prepare_manifest(experiment)
     manifest = Manifest.read(manifest_uri)
     if experiment.control.protocol == "leave_one_group_out":

@@ -25,6 +25,8 @@ TRIAL_DRIVER = "trial_driver"
 """Resource that the processes which drive trials take, so that they take no share of a CPU."""
 
 _REACH_TIMEOUT_S = 5.0
+_START_ERRORS = (Exception, RuntimeError, TimeoutError)
+"""What Ray raises, and nothing narrower, when its processes do not answer in time."""
 _PACKAGES = Path(__file__).absolute().parents[2]
 """The folder that holds this package."""
 
@@ -54,7 +56,7 @@ def connect(num_cpus: int | None = None) -> Connection:
         num_cpus: cores of a local cluster; all by default. An existing cluster keeps its own.
 
     Raises:
-        ClusterError: `RAY_ADDRESS` does not answer or refuses the token.
+        ClusterError: `RAY_ADDRESS` does not answer or refuses the token, or no local one starts.
     """
     if "RAY_AUTH_MODE" not in os.environ:
         _enable_token_auth()  # the variable alone comes too late once ray is imported
@@ -95,12 +97,17 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
     Args:
         num_cpus: cores of the cluster; all by default.
         options: further arguments of `ray.init`.
+
+    Raises:
+        ClusterError: its processes did not come up.
     """
     (port,) = free_ports(1)
     switch = {
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port),
     }
+    token = Path.home() / ".ray" / "auth_token"
+    had_token = token.exists()
     before = ray_constants.ENABLE_RAY_CLUSTER, {name: os.environ.get(name) for name in switch}
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ.update(switch)
@@ -115,6 +122,16 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
             logging_level=logging.WARNING,
             **options,
         )
+        if not had_token and token.exists():
+            token.chmod(0o600)  # Ray has just made it, readable by everyone on the machine
+    except Exception as error:
+        if type(error) not in _START_ERRORS:
+            raise
+        raise ClusterError(
+            f"a local Ray did not start: {error}\nA machine that is very busy, or short of memory "
+            "or of space in /tmp, is the usual cause; free it and try again. Ray's own words are "
+            "in /tmp/ray/session_latest/logs."
+        ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before[0]
         for name, value in before[1].items():

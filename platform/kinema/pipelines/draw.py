@@ -12,8 +12,7 @@ from kinema.errors import ConfigError
 from kinema.experiment import AnyExperiment
 from kinema.figures.clips import clip_figure
 from kinema.motion.flow import AnnotatedBoxes, CodecVectors
-from kinema.pipelines.cluster import connect
-from kinema.pipelines.prepare import prepare
+from kinema.pipelines.prepare import prepare, start
 from kinema.training.data import ClipSource, SampleKey, TrainingClips
 from kinema.training.frames import FrameCache
 from kinema.trial import open_motion
@@ -38,7 +37,7 @@ def draw(experiment: DrawExperiment) -> list[str]:
     if experiment.pretrain is None:
         raise ConfigError(["pretrain: null; only pretraining's clips are drawn"])
     chosen = experiment.resolved()
-    connect()
+    start(chosen, experiment.output)
     prepared = prepare([chosen])
     manifest = Manifest.read(prepared.manifest_uri)
     entries = manifest.select("train").rows() or manifest.rows()

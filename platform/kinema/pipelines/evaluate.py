@@ -23,8 +23,7 @@ from kinema.evaluation.multiview import Evaluation, judge
 from kinema.evaluation.readout import ReadoutConfig
 from kinema.experiment import AnyExperiment, Experiment
 from kinema.figures.confusion import confusion_figure
-from kinema.pipelines.cluster import connect
-from kinema.pipelines.prepare import Prepared, prepare
+from kinema.pipelines.prepare import Prepared, prepare, start
 from kinema.pipelines.readout import ReadingConfig, Readout, read_out, readout_key
 from kinema.pipelines.study import begin
 from kinema.pipelines.tracker import start_tracker
@@ -71,8 +70,7 @@ def evaluate(experiment: EvaluateExperiment) -> int:
         KinemaError: there is no such classifier, or not one video could be read.
     """
     experiment = experiment.resolved()
-    connect()
-    storage.check_writable(experiment.root)
+    start(experiment)
     prepared = prepare([experiment])
     tested = evaluate_prepared(experiment, prepared)
     print(text_of(tested))

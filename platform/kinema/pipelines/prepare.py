@@ -1,4 +1,4 @@
-"""What must exist before training: the manifest, and the motion store the run reads."""
+"""What must exist before training: storage, a cluster, the manifest, and the motion it reads."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kinema import storage
+from kinema import storage, trial
 from kinema.config import fingerprint
 from kinema.errors import ConfigError
 from kinema.experiment import DataConfig, Experiment
 from kinema.motion.extractor import MotionConfig
+from kinema.pipelines.cluster import connect
 from kinema.pipelines.extract import extract
 from kinema.video.manifest import Manifest
 from kinema.video.synthetic import SYNTHETIC_VERSION, make
@@ -22,6 +23,45 @@ class Prepared:
 
     manifest_uri: str
     manifest: Manifest
+
+
+class HasRoot(Protocol):
+    """A config that says where durable files go."""
+
+    @property
+    def root(self) -> str:
+        """Absolute storage root."""
+        ...
+
+
+def start(config: HasRoot, output: str | None = None) -> None:
+    """Make sure that results can be written, then connect to the cluster: what a job does first.
+
+    Args:
+        config: of the job.
+        output: folder or URI beside the storage root to which it writes.
+
+    Raises:
+        StorageError: one of the two cannot be written.
+        ClusterError: as `connect`.
+    """
+    storage.check_writable(config.root)
+    if output is not None:
+        storage.check_output(output)
+    connect()
+
+
+def prepare_training(experiments: Sequence[Experiment]) -> Prepared:
+    """As `prepare`, after making sure that there are clips to train and test every one of them on.
+
+    Raises:
+        ConfigError: a stage has too few clips, labels are missing, or the experiments disagree.
+        KinemaError: as `prepare`.
+    """
+    manifest = Manifest.read(prepare_manifest(experiments[0]))
+    for experiment in experiments:
+        trial.check_clips(experiment, manifest)
+    return prepare(experiments)
 
 
 def prepare(experiments: Sequence[Experiment]) -> Prepared:
@@ -50,17 +90,12 @@ def prepare(experiments: Sequence[Experiment]) -> Prepared:
     return Prepared(uri, Manifest.read(uri))
 
 
-class HasData(Protocol):
+class HasData(HasRoot, Protocol):
     """A config that names videos and where durable files go."""
 
     @property
     def data(self) -> DataConfig:
         """Which videos."""
-        ...
-
-    @property
-    def root(self) -> str:
-        """Absolute storage root."""
         ...
 
 

@@ -28,9 +28,9 @@ from kinema.evaluation.multiview import judge_probabilities
 from kinema.evaluation.probes import Answer, Probe, leave_one_group_out, official
 from kinema.evaluation.readout import ReadoutConfig
 from kinema.experiment import AnyExperiment, Experiment
-from kinema.pipelines.cluster import connect, require
+from kinema.pipelines.cluster import require
 from kinema.pipelines.direct import tested_split
-from kinema.pipelines.prepare import Prepared, prepare_manifest
+from kinema.pipelines.prepare import Prepared, prepare_manifest, start
 from kinema.pipelines.readout import ReadingConfig, read_out, readout_key
 from kinema.pipelines.single import accuracy_line, complete
 from kinema.pipelines.study import begin, close
@@ -143,8 +143,7 @@ def probe_experiment(experiment: ProbeExperiment) -> int:
         KinemaError: settings, data or cluster make it impossible.
     """
     experiment = experiment.resolved()
-    storage.check_writable(experiment.root)
-    connect()
+    start(experiment)
     asked = prepare_probe(experiment)
     prepared = Prepared(asked.manifest_uri, asked.manifest)
     tracker = start_tracker(experiment.root, experiment.name)

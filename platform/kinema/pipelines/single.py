@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kinema import storage, trial
+from kinema import trial
 from kinema.experiment import Experiment, run_key
-from kinema.pipelines.cluster import connect
-from kinema.pipelines.prepare import prepare
+from kinema.pipelines.prepare import prepare_training, start
 from kinema.pipelines.study import begin, close
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import train
@@ -22,8 +21,7 @@ def run_experiment(experiment: Experiment) -> int:
         KinemaError: settings, data or cluster make it impossible, or training gave up.
     """
     experiment = experiment.resolved()
-    storage.check_writable(experiment.root)
-    connect()
+    start(experiment)
     outcome, folder = complete(experiment)
     print(f"encoder     {outcome['encoder']}")
     if "metrics" in outcome:
@@ -38,7 +36,7 @@ def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
     Returns:
         Its result, and the folder of everything it leaves behind.
     """
-    prepared = prepare([experiment])
+    prepared = prepare_training([experiment])
     digest = prepared.manifest.digest
     tracker = start_tracker(experiment.root, experiment.name)
     run = begin(tracker, experiment, run_key(experiment, digest), experiment.method, prepared)

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kinema import storage, trial
+from kinema import trial
 from kinema.experiment import (
     VARIANT,
     Experiment,
@@ -19,8 +19,7 @@ from kinema.experiment import (
     SweepExperiment,
     pretrain_key,
 )
-from kinema.pipelines.cluster import connect
-from kinema.pipelines.prepare import Prepared, prepare
+from kinema.pipelines.prepare import Prepared, prepare_training, start
 from kinema.pipelines.study import SweepStudy
 from kinema.pipelines.tuning import Trial, check_trials, run_trials, scheduler_of, training
 from kinema.randomness import keyed_rng
@@ -96,9 +95,8 @@ def sweep(experiment: SweepExperiment) -> int:
         KinemaError: settings, data or cluster make the sweep as a whole impossible.
     """
     trials = plan(experiment)
-    connect()
-    storage.check_writable(trials[0].experiment.root)
-    prepared = prepare([item.experiment for item in trials])
+    start(trials[0].experiment)
+    prepared = prepare_training([item.experiment for item in trials])
     study = SweepStudy(experiment, trials, prepared)
     try:
         unfinished = study.settle(trials)

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinema import storage, trial
+from kinema import trial
 from kinema.config import fingerprint
 from kinema.errors import KinemaError
 from kinema.experiment import run_key
 from kinema.figures.transfer import save_transfer, transfer_text
-from kinema.pipelines.cluster import connect
 from kinema.pipelines.direct import run_direct
-from kinema.pipelines.prepare import Prepared
+from kinema.pipelines.prepare import Prepared, start
 from kinema.pipelines.probe import Asked, probe
 from kinema.pipelines.study import Study
 from kinema.pipelines.tracker import RemoteTracker
@@ -120,7 +119,6 @@ def transfer(experiment: TransferExperiment) -> int:
     Raises:
         KinemaError: settings, data or cluster make the matrix as a whole impossible.
     """
-    storage.check_writable(experiment.base().root)
     sources = plan_sources(experiment)
     everywhere = places(experiment.transfer)
     # What is wrong with any cell is said before the first one runs.
@@ -130,7 +128,7 @@ def transfer(experiment: TransferExperiment) -> int:
     ]
     check_trials([cell for cell in planned if cell.settings["protocol"] == "finetune"])
     check_trials([Trial(name, {}, s.run) for name, s in sources.items() if s.run is not None])
-    connect()
+    start(experiment.base())
     data = Data()
     first = next(iter(sources.values())).experiment
     study = TransferStudy(experiment, data.of(first, motion=False))
@@ -171,10 +169,12 @@ def _make_sources(
     for name, source in sources.items():
         if source.run is None:
             continue
-        run = Cell(f"source {name}", {"source": name}, source.run, prepared=data.of(source.run))
+        prepared = data.of(source.run)
+        run = Cell(f"source {name}", {"source": name}, source.run, prepared=prepared)
         try:
+            trial.check_clips(source.run, prepared.manifest)
             study.run_key(run)
-        except KinemaError as error:  # the encoder that it starts from cannot be read
+        except KinemaError as error:  # too few clips; or the encoder that it starts from
             unusable[name] = str(error)
         else:
             runs.append(run)

@@ -228,7 +228,9 @@ def build_cell(experiment: TransferExperiment, place: Place, source: Source, dat
         return Cell(place.name, place.settings, target, prepared=prepared, test=direct)
     chosen = cell_experiment(experiment, place, source, encoder_of(source, data))
     if place.protocol == "finetune":
-        return Cell(place.name, place.settings, chosen, prepared=data.of(chosen))
+        prepared = data.of(chosen)
+        trial.check_clips(chosen, prepared.manifest)
+        return Cell(place.name, place.settings, chosen, prepared=prepared)
     rule = getattr(experiment.transfer, place.protocol)
     probing = ProbeExperiment.model_validate(
         chosen.model_dump(mode="json")

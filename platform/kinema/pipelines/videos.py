@@ -13,7 +13,7 @@ from kinema.experiment import DataConfig, ExtractionConfig
 from kinema.figures.table import TextTable
 from kinema.motion.annotated import boxes_by_frame
 from kinema.pipelines.annotations import boxes_of, find_boxes
-from kinema.pipelines.prepare import prepare_manifest
+from kinema.pipelines.prepare import prepare_manifest, start
 from kinema.pipelines.reencode import reencode_all
 from kinema.pipelines.report import report
 from kinema.video.encode import ENCODER_VERSION, EncodeConfig
@@ -52,7 +52,8 @@ class ReportConfig(VideosConfig):
 
 
 def reencode_videos(config: ReencodeConfig) -> str:
-    """Re-encode on the connected cluster; returns the new manifest's URI. See `reencode_all`."""
+    """Re-encode on a cluster; returns the new manifest's URI. See `reencode_all`."""
+    start(config, config.output)
     uri = prepare_manifest(config)
     name = fingerprint(Manifest.read(uri).digest, config.encode, ENCODER_VERSION)
     return reencode_all(
@@ -66,12 +67,13 @@ def reencode_videos(config: ReencodeConfig) -> str:
 
 
 def report_videos(config: ReportConfig) -> dict[str, Any]:
-    """Report on the connected cluster and print it; returns what `report.json` says.
+    """Report on a cluster and print it; returns what `report.json` says.
 
     Raises:
         ManifestError: the boxes are malformed, or none of them is of these videos.
         KinemaError: too many videos failed, after everything that worked was stored.
     """
+    start(config, config.output)
     uri = prepare_manifest(config)
     digest = Manifest.read(uri).digest
     output = storage.absolute(config.output or storage.join(config.root, "reports", digest))

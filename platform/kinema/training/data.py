@@ -64,6 +64,16 @@ class SampleKey(NamedTuple):
     draw: int
 
 
+def too_few_clips(stage: str, num_clips: int, global_batch_size: int) -> list[str]:
+    """What to say when there are fewer clips than one step of a stage takes; else nothing."""
+    if num_clips >= global_batch_size:
+        return []
+    return [
+        f"{stage}.engine.global_batch_size {global_batch_size} exceeds the {num_clips} training"
+        " clips; lower it"
+    ]
+
+
 @dataclass(frozen=True)
 class StepOrder:
     """The order of all clips of a run; the last, incomplete step of an epoch is dropped.
@@ -75,15 +85,12 @@ class StepOrder:
     num_clips: int
     global_batch_size: int
     seed: int
+    stage: str
+    """`pretrain` or `finetune`, for messages."""
 
     def __post_init__(self) -> None:
-        if self.num_clips < self.global_batch_size:
-            raise ConfigError(
-                [
-                    f"engine.global_batch_size {self.global_batch_size} exceeds the "
-                    f"{self.num_clips} training clips; lower it"
-                ]
-            )
+        if problems := too_few_clips(self.stage, self.num_clips, self.global_batch_size):
+            raise ConfigError(problems)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -167,7 +167,7 @@ def finetune(
         if reporter.resume is None:
             print(f"{task.encoder_uri}: {share:.1%} of the encoder's tensors matched", flush=True)
     engine = Engine(model, task.model.depth, config.engine, config.optim)
-    order = StepOrder(len(train.entries), task.config.engine.global_batch_size, task.seed)
+    order = StepOrder(len(train.entries), config.engine.global_batch_size, task.seed, "finetune")
     dropped = RandomMask(mask_ratio=1 - config.keep_tokens) if config.keep_tokens < 1 else None
     if dropped is not None:
         dropped.check(task.model.grid)
@@ -251,8 +251,5 @@ def _check(task: FinetuneTask, train: ClipSource) -> None:
         )
     if task.head.needs and train.motion is None:
         problems.append(f"head.name={task.head.name} needs a motion store")
-    unlabelled = [entry.id for entry in train.entries if entry.label is None]
-    if unlabelled:
-        problems.append(f"{len(unlabelled)} training clips have no label, first: {unlabelled[0]}")
     if problems:
         raise ConfigError(problems)

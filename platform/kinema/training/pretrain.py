@@ -101,7 +101,7 @@ def pretrain(
     torch.manual_seed(task.seed)
     model = MaskedAutoencoder(task.model, config.decoder, task.target.dims(task.model))
     engine = Engine(model, task.model.depth, config.engine, config.optim)
-    order = StepOrder(len(source.entries), config.engine.global_batch_size, task.seed)
+    order = StepOrder(len(source.entries), config.engine.global_batch_size, task.seed, "pretrain")
     clips = TrainingClips(
         source,
         config.augment,

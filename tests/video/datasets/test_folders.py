@@ -36,6 +36,8 @@ def test_folders_of_images_are_videos(tmp_path: Path) -> None:
 def test_folders_that_do_not_fit_are_named(tmp_path: Path, data_set: Path) -> None:
     with pytest.raises(ManifestError, match="no videos under"):
         from_folders(str(tmp_path))
+    with pytest.raises(ManifestError, match=r"no such folder: .*/elsewhere"):
+        from_folders(str(tmp_path / "elsewhere"))
     (tmp_path / "train/run").mkdir(parents=True)
     (tmp_path / "train/run/a.mp4").touch()
     (tmp_path / "train/loose.mp4").touch()

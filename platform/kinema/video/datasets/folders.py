@@ -69,10 +69,12 @@ def from_folders(
         classes: names in the order of labels; None = sorted, over all splits together.
 
     Raises:
-        ManifestError: there are no videos, some lie outside the folders of splits and classes, or
-            a folder is none of `classes`.
+        ManifestError: there is no such folder or no video in it, some lie outside the folders of
+            splits and classes, or a folder is none of `classes`.
     """
     root = storage.absolute(root)
+    if not storage.exists(root):
+        raise ManifestError(f"no such folder: {root}")
     videos = _videos_under(root)
     if not videos:
         raise ManifestError(f"no videos under {root}; looked for {', '.join(VIDEO_SUFFIXES)}")
