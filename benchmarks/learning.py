@@ -20,7 +20,8 @@ from pathlib import Path
 
 from kinema.config import fingerprint, load
 from kinema.experiment import Experiment
-from kinema.motion.store import MotionStore, row_digest
+from kinema.motion.parts import row_digest
+from kinema.motion.store import MotionStore
 from kinema.pipelines.one_video import extract_one
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.trial import run_stages

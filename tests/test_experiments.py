@@ -13,7 +13,8 @@ from learning import Silent
 from kinema import storage
 from kinema.config import load
 from kinema.experiment import Experiment, SweepExperiment, pretrain_key, run_key
-from kinema.motion.store import MotionStore, row_digest
+from kinema.motion.parts import row_digest
+from kinema.motion.store import MotionStore
 from kinema.pipelines.direct import DirectTest, run_direct
 from kinema.pipelines.one_video import extract_one, located
 from kinema.pipelines.prepare import Prepared, prepare_manifest

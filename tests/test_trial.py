@@ -21,7 +21,8 @@ from kinema.config import load
 from kinema.errors import ConfigError, NonFiniteLossError, StoreError
 from kinema.experiment import Experiment
 from kinema.motion.extractor import FrameBoxes
-from kinema.motion.store import MotionRow, MotionStore, row_digest
+from kinema.motion.parts import MotionRow, row_digest
+from kinema.motion.store import MotionStore
 from kinema.pipelines.prepare import prepare_training
 from kinema.trial import check_clips, pretrained_uri, result, run_stages, run_uri, split
 from kinema.video.manifest import Manifest

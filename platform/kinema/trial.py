@@ -14,7 +14,8 @@ from kinema import storage
 from kinema.errors import ConfigError
 from kinema.evaluation.multiview import Evaluation, evaluate
 from kinema.experiment import Experiment, pretrain_key, run_key
-from kinema.motion.store import MotionReader, MotionStore
+from kinema.motion.parts import MotionReader
+from kinema.motion.store import MotionStore
 from kinema.training.data import ClipSource, too_few_clips
 from kinema.training.engine import current_device, world
 from kinema.training.finetune import FinetuneTask, finetune, keep_labels, split_holdout

@@ -17,7 +17,8 @@ from kinema.motion.extractor import FrameBoxes, MotionConfig, extract_motion
 from kinema.motion.field_store import FRAMES_PER_GROUP
 from kinema.motion.fields import UNITS, FieldCollector, FieldConfig, FlowRun, StoredFields
 from kinema.motion.flow import DIS, Flow, Grey
-from kinema.motion.store import MotionRow, MotionStore, row_digest
+from kinema.motion.parts import MotionRow, row_digest
+from kinema.motion.store import MotionStore
 from kinema.video.synthetic import SyntheticConfig, draw_clip
 
 CONFIG = MotionConfig(flow=DIS(), fields=FieldConfig())

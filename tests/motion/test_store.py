@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from kinema.errors import StoreError, VideoError
-from kinema.motion import store
+from kinema.motion import parts, store
 from kinema.motion.extractor import FrameBoxes, MotionConfig
 from kinema.motion.fields import FieldConfig
 from kinema.motion.flow import DIS, TVL1
-from kinema.motion.store import SCHEMA, MotionRow, MotionStore, row_digest
+from kinema.motion.parts import SCHEMA, MotionRow, row_digest
+from kinema.motion.store import MotionStore
 
 CFG = MotionConfig(flow=DIS())
 
@@ -70,7 +71,7 @@ def test_row_digest_follows_video_parameters_and_version(monkeypatch) -> None:
     base = row_digest("d", CFG)
     assert row_digest("e", CFG) != base
     assert row_digest("d", MotionConfig(flow=DIS(), sigma=0.03)) != base
-    monkeypatch.setattr(store, "EXTRACTOR_VERSION", 99)
+    monkeypatch.setattr(parts, "EXTRACTOR_VERSION", 99)
     assert row_digest("d", CFG) != base
 
 

@@ -19,7 +19,8 @@ from kinema.models.vit import ViTConfig
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.fields import FieldConfig
 from kinema.motion.flow import DIS
-from kinema.motion.store import MotionReader, MotionStore
+from kinema.motion.parts import MotionReader
+from kinema.motion.store import MotionStore
 from kinema.motion.tracks import patch_points, track
 from kinema.pipelines.one_video import extract_one
 from kinema.training.batch import collate

@@ -28,7 +28,8 @@ from kinema.motion.agreement import Agreement, VideoBoxes, compare
 from kinema.motion.annotated import Rows, frame_boxes
 from kinema.motion.extractor import EXTRACTOR_VERSION, MotionConfig
 from kinema.motion.flow import AnnotatedBoxes
-from kinema.motion.store import MotionReader, MotionStore
+from kinema.motion.parts import MotionReader
+from kinema.motion.store import MotionStore
 from kinema.pipelines.annotations import boxes_of, find_boxes
 from kinema.pipelines.prepare import prepare, prepare_manifest, start
 from kinema.video.decode import read_frames

@@ -11,7 +11,8 @@ from functools import partial
 from kinema.errors import StoreError
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import AnnotatedBoxes, CodecVectors
-from kinema.motion.store import MotionStore, row_digest
+from kinema.motion.parts import row_digest
+from kinema.motion.store import MotionStore
 from kinema.pipelines.cluster import require
 from kinema.pipelines.isolation import Packed
 from kinema.pipelines.one_video import extract_one, located, motion_digest

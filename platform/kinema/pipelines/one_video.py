@@ -20,7 +20,7 @@ from kinema.motion.extractor import (
 )
 from kinema.motion.fields import StoredFields
 from kinema.motion.flow import AnnotatedBoxes, CodecVectors
-from kinema.motion.store import MotionRow
+from kinema.motion.parts import MotionRow
 from kinema.motion.vectors import iterate_fields
 from kinema.video.decode import content_digest, iterate_frames, iterate_vectors
 from kinema.video.manifest import Entry
