@@ -8,7 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 
 from kinema.figures.clips import clip_figure
-from kinema.models.targets import PixelTarget
+from kinema.models.targets import HOGTarget, PixelTarget
 from kinema.models.trajectory import TrajectoryTarget
 from kinema.models.vit import ViTConfig
 from kinema.motion.clip import ClipBoxes, ClipMotion, SlotField
@@ -50,7 +50,16 @@ def test_rows_are_frame_and_box_motion_visible_and_target() -> None:
         hidden = given.mask.reshape(2, 4, 4)[slot].repeat(8, 0).repeat(8, 1)
         np.testing.assert_array_equal(pixels(axes[2, slot])[~hidden], frame[~hidden])
         assert np.abs(pixels(axes[2, slot])[hidden] - 128).max() < 40
-        strength = pixels(axes[3, slot])
+        target = pixels(axes[3, slot])
+        assert (target[~hidden] == 1).all()
+        assert np.corrcoef(target[hidden].ravel(), frame[hidden].ravel())[0, 1] > 0.9
+
+
+def test_a_target_without_pixels_is_drawn_by_its_strength() -> None:
+    given = sample()
+    figure = clip_figure(given, ClipMotion(), HOGTarget(), VIT)
+    for slot in range(2):
+        strength = pixels(figure.axes[6 + slot])
         np.testing.assert_array_equal(np.isnan(strength), ~given.mask.reshape(2, 4, 4)[slot])
 
 

@@ -11,7 +11,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from kinema.models.pixels import clip_of
 from kinema.models.target_rule import TargetRule
+from kinema.models.targets import PixelTarget
 from kinema.models.vit import ViTConfig
 from kinema.motion.clip import ClipMotion, SlotField
 from kinema.motion.flow import Estimator, to_grey
@@ -36,8 +38,9 @@ def clip_figure(
     Args:
         sample: with a mask, and what the target asked for.
         seen: the motion that the mask saw.
-        target: its strength is the root mean square of a hidden token's numbers; trajectories are
-            drawn as lines.
+        target: of the hidden tokens. Pixels are drawn as such, first frame of a slot, all tokens
+            with the mean contrast of the visible ones; trajectories as lines; of anything else the
+            strength, the root mean square of a token's numbers.
         vit: the clip's size.
         estimator: of flow, which is drawn, from the first to the last frame of a slot, where the
             mask saw no field.
@@ -46,7 +49,7 @@ def clip_figure(
     frames = sample.clip.transpose(1, 2, 3, 0)[:: vit.tubelet_size]
     assert sample.mask is not None
     mask = sample.mask.reshape(grid.slots, grid.height, grid.width)
-    strength = _strength(sample, target, vit)
+    predicted = _predicted(sample, target, vit)
     figure = Figure((TILE * grid.slots + 1.0, 4 * TILE + 0.5), layout="compressed")
     axes: Any = figure.subplots(4, grid.slots, squeeze=False)
     titles = ("frame, box", "motion", "visible", f"target: {target.name}")  # type: ignore[attr-defined]
@@ -77,18 +80,29 @@ def clip_figure(
         hidden = mask[slot].repeat(vit.patch_size, 0).repeat(vit.patch_size, 1)[..., None]
         veiled = np.where(hidden, HIDDEN * 128 + (1 - HIDDEN) * frames[slot], frames[slot])
         column[2].imshow(veiled.astype(np.uint8), **shown)
-        column[3].imshow(strength[slot], cmap="magma", vmin=0, vmax=np.nanmax(strength), **shown)
+        column[3].imshow(predicted[slot], cmap="magma", vmin=0, vmax=np.nanmax(predicted), **shown)
         _draw_tracks(column[3], sample, slot, mask[slot], vit)
     figure.suptitle(sample.key, fontsize=8)
     return figure
 
 
-def _strength(sample: Sample, target: TargetRule, vit: ViTConfig) -> npt.NDArray[Any]:
-    """Root mean square of hidden tokens' targets, (slots, height, width); NaN where visible."""
+def _predicted(sample: Sample, target: TargetRule, vit: ViTConfig) -> npt.NDArray[Any]:
+    """Pictures (slots, H, W, 3) of pixels, else strengths (slots, height, width).
+
+    Visible tokens are white, or NaN.
+    """
     batch = collate([sample])
     assert batch.mask is not None
+    inputs = batch.inputs()
     with torch.no_grad():
-        wanted = target.compute(batch.inputs(), batch.mask, vit)
+        wanted = target.compute(inputs, batch.mask, vit)
+        if isinstance(target, PixelTarget):
+            whole = target.invert(wanted.values, batch.mask, inputs.clip, vit, "visible")
+            hidden = clip_of(
+                batch.mask[..., None, None].expand(-1, -1, target.dim(vit) // 3, 3), vit
+            )
+            picture = torch.where(hidden, whole.clamp(0, 1), 1.0)[0, :, :: vit.tubelet_size]
+            return picture.permute(1, 2, 3, 0).numpy()
     values = wanted.values if wanted.weights is None else wanted.values * wanted.weights
     strength = np.full(vit.grid.tokens, np.nan)
     strength[batch.mask[0].numpy()] = values[0].square().mean(dim=-1).sqrt().numpy()
