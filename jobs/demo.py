@@ -3,6 +3,7 @@
 make demo      or      python jobs/demo.py [key.path=value ...]
 """
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ JOB = ["python", "jobs/sweep_mask_ratio.py"]
 
 def main() -> int:
     """Submit the job the way a user does; its exit code is ours."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the cluster has to end with us
     with local_cluster(working_dir=ROOT) as cluster:
         print(f"Ray dashboard: {cluster.dashboard} (while this runs)", flush=True)
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--", *JOB]

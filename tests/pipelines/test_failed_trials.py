@@ -60,8 +60,8 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str | None]]:
     prepared = Prepared("manifest.parquet", manifest)  # type: ignore[arg-type]
     monkeypatch.setattr(study_module, "begin", begin)
     monkeypatch.setattr(study_module, "start_tracker", lambda *arguments: None)
-    monkeypatch.setattr(module, "connect", lambda: None)
-    monkeypatch.setattr(module, "prepare", lambda experiments: prepared)
+    monkeypatch.setattr(module, "start", lambda config: None)
+    monkeypatch.setattr(module, "prepare_training", lambda experiments: prepared)
     return ended
 
 
