@@ -70,7 +70,7 @@ def connect(num_cpus: int | None = None) -> Connection:
     try:
         ray.init(
             address=address,
-            runtime_env=_runtime_env(address, own=False),
+            runtime_env=_runtime_env(address),
             logging_level=logging.WARNING,
         )
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
@@ -94,6 +94,9 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
     every interface. There is a switch for that, a constant here and a variable for the processes of
     the cluster; on other systems it is off already.
 
+    Workers inherit what they need (`_variables`) from the cluster's processes: with a runtime
+    environment Ray would start the interpreter twice for each of them.
+
     Args:
         num_cpus: cores of the cluster; all by default.
         options: further arguments of `ray.init`.
@@ -105,6 +108,7 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
     switch = {
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port),
+        **_variables(f"127.0.0.1:{port}", _PACKAGES),
     }
     token = Path.home() / ".ray" / "auth_token"
     had_token = token.exists()
@@ -118,7 +122,6 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
             resources={TRIAL_DRIVER: 1000},
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            runtime_env=_runtime_env(f"127.0.0.1:{port}", own=True),
             logging_level=logging.WARNING,
             **options,
         )
@@ -160,29 +163,40 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _runtime_env(address: str, own: bool) -> dict[str, Any]:
-    """What workers need: this very package, their own cluster's address, and no GPU unasked.
+def _runtime_env(address: str) -> dict[str, Any]:
+    """What workers of a cluster that is there already need of a driver that joins it.
 
-    A submitted job's own environment, an installation and an inherited `PYTHONPATH` need nothing. A
-    driver outside the cluster ships its package, so that both run the same code.
+    A driver outside the cluster ships its package, so that both run the same code.
+    """
+    given = _job_variables()
+    if given is None:
+        modules = [str(_PACKAGES / "kinema")]
+        return {"py_modules": modules, "env_vars": _variables(address, None)}
+    here = _PACKAGES.is_relative_to(Path.cwd())
+    # seen from the job's working directory, which is elsewhere on any other node
+    variables = _variables(address, _PACKAGES.relative_to(Path.cwd()) if here else _PACKAGES)
+    return {"env_vars": {k: v for k, v in variables.items() if k not in given}}
+
+
+def _variables(address: str, packages: Path | None) -> dict[str, str]:
+    """What every worker needs: its own cluster's address, no GPU unasked, and this very package.
 
     Ray asks its state service before it gives back the resources of a stopped trial; with a second
     cluster on the machine it does not find the service without the address.
 
     Ray leaves every GPU of a node visible to a worker that asks for none, and torch would compute
     there. The variable makes Ray empty its CUDA_VISIBLE_DEVICES, which child processes inherit.
+
+    Args:
+        address: of the cluster.
+        packages: folder that holds the package, as workers see it; None where it comes otherwise.
+            An installation and an inherited `PYTHONPATH` need nothing.
     """
     variables = {"RAY_ADDRESS": address, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-    given = _job_variables()
-    if not own and given is None:
-        return {"py_modules": [str(_PACKAGES / "kinema")], "env_vars": variables}
-    entries = filter(None, _python_path().split(os.pathsep))
-    if _PACKAGES not in {Path(entry).absolute() for entry in entries} and not _is_installed():
-        folder = _PACKAGES
-        if given is not None and folder.is_relative_to(Path.cwd()):
-            folder = folder.relative_to(Path.cwd())  # the job's working directory, on any node
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), _python_path()]))
-    return {"env_vars": {k: v for k, v in variables.items() if k not in (given or {})}}
+    entries = {Path(e).absolute() for e in _python_path().split(os.pathsep) if e}
+    if packages is not None and _PACKAGES not in entries and not _is_installed():
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages), _python_path()]))
+    return variables
 
 
 def _job_variables() -> dict[str, str] | None:
