@@ -157,21 +157,29 @@ def test_bugs_keep_their_traceback() -> None:
         cli.run(main)
 
 
-def test_a_program_from_outside(tmp_path: Path) -> None:
-    job = tmp_path / "job.py"
+ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1] / "platform")}
+
+
+def write_job(folder: Path, work: str) -> Path:
+    """A program with a key `depth`, as `jobs/` has them, that evaluates `work`."""
+    job = folder / "job.py"
     job.write_text(
         "from kinema.cli import parse, run\n"
         "from kinema.config import Config\n"
         "class Spec(Config):\n"
         "    depth: float = 1\n"
-        "run(lambda: print(parse(Spec, default=None, description='d').depth))\n"
+        f"run(lambda: {work})\n"
     )
-    platform = str(Path(__file__).parents[1] / "platform")
+    return job
+
+
+def test_a_program_from_outside(tmp_path: Path) -> None:
+    job = write_job(tmp_path, "print(parse(Spec, default=None, description='d').depth)")
 
     def start(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, str(job), *argv],
-            env={"PYTHONPATH": platform},
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             check=False,
@@ -190,19 +198,12 @@ def test_a_program_from_outside(tmp_path: Path) -> None:
 def test_a_reader_who_has_seen_enough_gets_no_traceback(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    job = tmp_path / "job.py"
-    job.write_text(
-        "from kinema.cli import parse, run\n"
-        "from kinema.config import Config\n"
-        "class Spec(Config):\n"
-        "    depth: float = 1\n"
-        "run(lambda: parse(Spec, default=None, description='d') and None)\n"
-    )
+    job = write_job(tmp_path, "parse(Spec, default=None, description='d') and None")
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
         [sys.executable, str(job), *arguments],
-        env={"PYTHONPATH": str(Path(__file__).parents[1] / "platform")},
+        env=ENVIRONMENT,
         stdout=writing,
         stderr=subprocess.PIPE,
         check=False,

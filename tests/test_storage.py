@@ -185,7 +185,7 @@ def test_permission_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         StorageError, match=rf"storage root {tmp_path} cannot be written; set KINEMA"
     ):
-        storage.check_writable(str(tmp_path))
+        storage.check_writable(str(tmp_path), "storage root", "set KINEMA_STORAGE")
     assert os.listdir(tmp_path) == []
 
 
@@ -196,7 +196,7 @@ def test_a_path_through_a_file_is_explained(tmp_path: Path) -> None:
 
 
 def test_check_writable_leaves_nothing(root: str) -> None:
-    storage.check_writable(storage.join(root, "new"))
+    storage.check_writable(storage.join(root, "new"), "output", "")
     assert storage.list_files(root) == []
 
 

@@ -23,7 +23,7 @@ from kinema.experiment import Experiment
 from kinema.motion.extractor import FrameBoxes
 from kinema.motion.parts import MotionRow, row_digest
 from kinema.motion.store import MotionStore
-from kinema.pipelines.prepare import prepare_training
+from kinema.pipelines.prepare import prepare
 from kinema.trial import check_clips, pretrained_uri, result, run_stages, run_uri, split
 from kinema.video.manifest import Manifest
 from kinema.video.synthetic import SyntheticConfig, load_truth, make
@@ -243,7 +243,7 @@ def test_too_few_clips_are_told_before_anything_starts(
     _, uri = videos
     experiment = tiny(tmp_path, uri, *settings)
     with pytest.raises(ConfigError, match=message):
-        prepare_training([experiment])
+        prepare([experiment], check_clips)
     assert not (tmp_path / "motion").exists()
     check_clips(tiny(tmp_path, uri), Manifest.read(uri))
 

@@ -218,51 +218,25 @@ def content_digest(uri: str) -> str:
     return digest.hexdigest()
 
 
-def check_writable(root: str) -> None:
-    """Make sure that files can be written under the storage root, by writing and removing one.
+def check_writable(uri: str, name: str, advice: str, is_file: bool = False) -> None:
+    """Make sure, before the work and not after, that results can be written, by trying it.
+
+    Args:
+        uri: folder that they go to; it is made.
+        name: what the user knows it as.
+        advice: what to do when it cannot be written.
+        is_file: `uri` is a file to be written; only its folder is touched.
 
     Raises:
-        StorageError: naming `root` and what to do.
+        StorageError: naming `name`, `uri` and what to do.
     """
-    try:
-        _try_to_write(root)
-    except StorageError as error:
-        raise StorageError(
-            f"storage root {root} cannot be written; set KINEMA_STORAGE or storage= to another one"
-            f" ({error})"
-        ) from error
-
-
-def check_output(folder: str) -> None:
-    """The same of the folder or URI that a job's `output` names, before its work and not after.
-
-    Raises:
-        StorageError: naming `folder` and what to do.
-    """
-    try:
-        _try_to_write(absolute(folder))
-    except StorageError as error:
-        raise StorageError(
-            f"output {folder} cannot be written; give another one ({error})"
-        ) from error
-
-
-def check_output_file(uri: str) -> None:
-    """The same of an `output` that is a file; only its folder is touched.
-
-    Raises:
-        StorageError: naming `uri` and what to do.
-    """
-    try:
-        _try_to_write(absolute(uri).rpartition("/")[0])
-    except StorageError as error:
-        raise StorageError(f"output {uri} cannot be written; give another one ({error})") from error
-
-
-def _try_to_write(folder: str) -> None:
+    folder = absolute(uri).rpartition("/")[0] if is_file else absolute(uri)
     probe = join(folder, f"{_TEMPORARY}probe-{os.getpid()}")
-    write_bytes(probe, b"")
-    remove(probe)
+    try:
+        write_bytes(probe, b"")
+        remove(probe)
+    except StorageError as error:
+        raise StorageError(f"{name} {uri} cannot be written; {advice} ({error})") from error
 
 
 def _write(uri: str, fill: Callable[[BinaryIO], object]) -> None:

@@ -101,8 +101,7 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     """
     started = time.time()
     manifest = Manifest.read(manifest_uri)
-    check_clips(experiment, manifest)
-    splits = split(experiment, manifest)
+    splits = check_clips(experiment, manifest)
     cache = FrameCache(experiment.loader.cache_gb * 2**30)
     everything = [*splits.pretrain, *splits.validation, *splits.test]
     motion = open_motion(experiment, everything, manifest.digest)
@@ -186,8 +185,11 @@ def open_motion(
     return store.open([entry.id for entry in entries])
 
 
-def check_clips(experiment: Experiment, manifest: Manifest) -> None:
+def check_clips(experiment: Experiment, manifest: Manifest) -> Splits:
     """Make sure, before anything starts, that every stage has clips enough, and their labels.
+
+    Returns:
+        The clips, as `split`.
 
     Raises:
         ConfigError: a stage has no clips or fewer than one step takes, or labels are missing.
@@ -203,6 +205,7 @@ def check_clips(experiment: Experiment, manifest: Manifest) -> None:
         problems += too_few_clips("finetune", count, experiment.finetune.engine.global_batch_size)
     if problems:
         raise ConfigError(problems)
+    return splits
 
 
 def _pretrained_on(experiment: Experiment, splits: Splits) -> list[Entry]:

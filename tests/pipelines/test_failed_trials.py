@@ -61,7 +61,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str | None]]:
     monkeypatch.setattr(study_module, "begin", begin)
     monkeypatch.setattr(study_module, "start_tracker", lambda *arguments: None)
     monkeypatch.setattr(module, "start", lambda config: None)
-    monkeypatch.setattr(module, "prepare_training", lambda experiments: prepared)
+    monkeypatch.setattr(module, "prepare", lambda experiments, check: prepared)
     return ended
 
 

@@ -71,7 +71,7 @@ def index_boxes(config: IndexBoxesConfig) -> int:
     Raises:
         KinemaError: a file is malformed, or does not fit the manifest; nothing is written then.
     """
-    storage.check_output_file(config.output)
+    storage.check_writable(config.output, "output", "give another one", is_file=True)
     videos = None if config.manifest is None else _videos(config.manifest)
     tally = _Tally()
     storage.write_row_groups(config.output, _tables(config, videos, tally))

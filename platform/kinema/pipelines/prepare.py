@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kinema import storage, trial
+from kinema import storage
 from kinema.config import fingerprint
 from kinema.errors import ConfigError
 from kinema.experiment import DataConfig, Experiment
@@ -45,38 +45,38 @@ def start(config: HasRoot, output: str | None = None) -> None:
         StorageError: one of the two cannot be written.
         ClusterError: as `connect`.
     """
-    storage.check_writable(config.root)
+    storage.check_writable(
+        config.root, "storage root", "set KINEMA_STORAGE or storage= to another one"
+    )
     if output is not None:
-        storage.check_output(output)
+        storage.check_writable(output, "output", "give another one")
     connect()
 
 
-def prepare_training(experiments: Sequence[Experiment]) -> Prepared:
-    """As `prepare`, after making sure that there are clips to train and test every one of them on.
-
-    Raises:
-        ConfigError: a stage has too few clips, labels are missing, or the experiments disagree.
-        KinemaError: as `prepare`.
-    """
-    manifest = Manifest.read(prepare_manifest(experiments[0]))
-    for experiment in experiments:
-        trial.check_clips(experiment, manifest)
-    return prepare(experiments)
-
-
-def prepare(experiments: Sequence[Experiment]) -> Prepared:
+def prepare(
+    experiments: Sequence[Experiment], check: Callable[[Experiment, Manifest], object] | None = None
+) -> Prepared:
     """Make or read the manifest and extract, once, every kind of motion that `experiments` read.
+
+    Args:
+        experiments: all on the same videos.
+        check: called with each experiment and the manifest before the extraction; raises
+            KinemaError when the videos do not suit it.
 
     Raises:
         ConfigError: the experiments disagree about the data.
         KinemaError: the manifest is malformed, or too many videos failed.
     """
-    uri = prepare_manifest(experiments[0])
     for experiment in experiments[1:]:
         if experiment.data.manifest != experiments[0].data.manifest or (
             experiment.data.synthetic != experiments[0].data.synthetic
         ):
             raise ConfigError(["data: all trials of a sweep must use the same videos"])
+    uri = prepare_manifest(experiments[0])
+    manifest = Manifest.read(uri)
+    if check is not None:
+        for experiment in experiments:
+            check(experiment, manifest)
     for config, experiment in _distinct_motion(experiments):
         run = experiment.extraction
         extract(
@@ -87,7 +87,7 @@ def prepare(experiments: Sequence[Experiment]) -> Prepared:
             timeout_s=run.timeout_s,
             max_failure_ratio=run.max_failure_ratio,
         )
-    return Prepared(uri, Manifest.read(uri))
+    return Prepared(uri, manifest)
 
 
 class HasData(HasRoot, Protocol):

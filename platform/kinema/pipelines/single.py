@@ -7,7 +7,7 @@ from typing import Any
 
 from kinema import trial
 from kinema.experiment import Experiment, run_key
-from kinema.pipelines.prepare import prepare_training, start
+from kinema.pipelines.prepare import prepare, start
 from kinema.pipelines.study import begin, close
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import train
@@ -36,7 +36,7 @@ def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
     Returns:
         Its result, and the folder of everything it leaves behind.
     """
-    prepared = prepare_training([experiment])
+    prepared = prepare([experiment], trial.check_clips)
     digest = prepared.manifest.digest
     tracker = start_tracker(experiment.root, experiment.name)
     run = begin(tracker, experiment, run_key(experiment, digest), experiment.method, prepared)

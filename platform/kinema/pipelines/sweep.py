@@ -19,7 +19,7 @@ from kinema.experiment import (
     SweepExperiment,
     pretrain_key,
 )
-from kinema.pipelines.prepare import Prepared, prepare_training, start
+from kinema.pipelines.prepare import Prepared, prepare, start
 from kinema.pipelines.study import SweepStudy
 from kinema.pipelines.tuning import Trial, check_trials, run_trials, scheduler_of, training
 from kinema.randomness import keyed_rng
@@ -96,7 +96,7 @@ def sweep(experiment: SweepExperiment) -> int:
     """
     trials = plan(experiment)
     start(trials[0].experiment)
-    prepared = prepare_training([item.experiment for item in trials])
+    prepared = prepare([item.experiment for item in trials], trial.check_clips)
     study = SweepStudy(experiment, trials, prepared)
     try:
         unfinished = study.settle(trials)

@@ -74,7 +74,7 @@ def index(config: IndexConfig) -> int:
         KinemaError: annotations are missing or malformed, all files of a split are missing, more
             videos are unusable than `max_failure_ratio` allows, or splits show the same frames.
     """
-    storage.check_output_file(config.output)
+    storage.check_writable(config.output, "output", "give another one", is_file=True)
     listing = config.dataset.read()
     if config.test_share:
         listing = replace(listing, sources=hold_out_test(listing.sources, config.test_share))
