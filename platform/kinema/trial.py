@@ -16,11 +16,12 @@ from kinema.evaluation.multiview import Evaluation, evaluate
 from kinema.experiment import Experiment, pretrain_key, run_key
 from kinema.motion.parts import MotionReader
 from kinema.motion.store import MotionStore
-from kinema.training.data import ClipSource, too_few_clips
+from kinema.training.data import ClipSource
 from kinema.training.engine import current_device, world
 from kinema.training.finetune import FinetuneTask, finetune, keep_labels, split_holdout
 from kinema.training.frames import FrameCache
 from kinema.training.loop import Reporter
+from kinema.training.order import too_few_clips
 from kinema.training.pretrain import ENCODER_FILE, SUMMARY_FILE, PretrainTask, keep_clips, pretrain
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import Sampling

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from kinema.evaluation.multiview import EvaluationConfig, evaluate
 from kinema.models.pixels import normalise, unit_range
 from kinema.models.vit import ViTConfig
-from kinema.training.data import ClipSource, EvaluationClips, FrameCache, LoaderConfig, SampleKey
+from kinema.training.data import ClipSource, EvaluationClips, FrameCache, LoaderConfig
+from kinema.training.order import SampleKey
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import SegmentSampling
 from kinema.video.synthetic import SyntheticConfig, make

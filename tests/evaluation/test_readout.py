@@ -18,8 +18,9 @@ from kinema.models.pixels import normalise, unit_range
 from kinema.models.vit import ViTConfig
 from kinema.models.weights import save_weights
 from kinema.training.batch import collate
-from kinema.training.data import ClipSource, EvaluationClips, SampleKey
+from kinema.training.data import ClipSource, EvaluationClips
 from kinema.training.frames import FrameCache
+from kinema.training.order import SampleKey
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import DenseSampling
 from kinema.video.synthetic import SyntheticConfig, make

@@ -19,12 +19,10 @@ from kinema.training.data import (
     EvaluationClips,
     FrameCache,
     LoaderConfig,
-    MicroBatches,
-    SampleKey,
-    StepOrder,
     TrainingClips,
     make_loader,
 )
+from kinema.training.order import MicroBatches, SampleKey, StepOrder
 from kinema.video.augment import MultiScaleCrop
 from kinema.video.decode import read_frames
 from kinema.video.manifest import Entry, Manifest

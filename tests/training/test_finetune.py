@@ -20,7 +20,7 @@ from kinema.errors import ConfigError
 from kinema.models.classifier import MCAHead, PlainHead
 from kinema.models.pixels import normalise, unit_range
 from kinema.models.vit import ViTConfig
-from kinema.training.data import ClipSource, EvaluationClips, FrameCache, LoaderConfig, SampleKey
+from kinema.training.data import ClipSource, EvaluationClips, FrameCache, LoaderConfig
 from kinema.training.engine import Engine, EngineConfig
 from kinema.training.finetune import (
     FinetuneConfig,
@@ -28,6 +28,7 @@ from kinema.training.finetune import (
     build_classifier,
     split_holdout,
 )
+from kinema.training.order import SampleKey
 from kinema.training.predict import predict, top_k_hits
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import DenseSampling

@@ -24,9 +24,10 @@ from kinema.motion.store import MotionStore
 from kinema.motion.tracks import patch_points, track
 from kinema.pipelines.one_video import extract_one
 from kinema.training.batch import collate
-from kinema.training.data import ClipSource, SampleKey, TrainingClips
+from kinema.training.data import ClipSource, TrainingClips
 from kinema.training.frames import FrameCache
 from kinema.training.motion_inputs import request_times
+from kinema.training.order import SampleKey
 from kinema.video.augment import CentreCrop, MultiScaleCrop
 from kinema.video.decode import probe, read_frames
 from kinema.video.manifest import Entry, Manifest

@@ -24,8 +24,9 @@ from kinema.models.weights import load_encoder_weights, load_weights
 from kinema.motion.clip import Reduce
 from kinema.motion.store import MotionStore
 from kinema.training.batch import collate
-from kinema.training.data import ClipSource, EvaluationClips, SampleKey
+from kinema.training.data import ClipSource, EvaluationClips
 from kinema.training.frames import FrameCache
+from kinema.training.order import SampleKey
 from kinema.video.manifest import Entry
 from kinema.video.sampling import DenseSampling, Sampling
 

@@ -13,8 +13,9 @@ from kinema.experiment import AnyExperiment
 from kinema.figures.clips import clip_figure
 from kinema.motion.flow import AnnotatedBoxes, CodecVectors
 from kinema.pipelines.prepare import prepare, start
-from kinema.training.data import ClipSource, SampleKey, TrainingClips
+from kinema.training.data import ClipSource, TrainingClips
 from kinema.training.frames import FrameCache
+from kinema.training.order import SampleKey
 from kinema.trial import open_motion
 from kinema.video.manifest import Manifest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,22 +22,14 @@ from kinema.training.batch import (
     Batch,
     ErasingConfig,
     MixingConfig,
-    collate,
     mix,
     soft_labels,
 )
-from kinema.training.data import (
-    ClipSource,
-    EvaluationClips,
-    LoaderConfig,
-    MicroBatches,
-    StepOrder,
-    TrainingClips,
-    make_loader,
-)
+from kinema.training.data import ClipSource, EvaluationClips, LoaderConfig, TrainingClips
 from kinema.training.engine import Engine, EngineConfig, gather_objects
 from kinema.training.loop import Duration, Reporter, Stage, run
 from kinema.training.optim import OptimConfig, schedule
+from kinema.training.order import StepOrder
 from kinema.training.predict import predict, top_k_hits
 from kinema.video.augment import Augment, RandomResizedCrop
 from kinema.video.manifest import Entry
@@ -176,17 +168,6 @@ def finetune(
     best_uri = storage.join(output_uri, BEST_FILE)
     state: dict[str, float] = {"top1_best": -1.0, "best_epoch": -1.0}
 
-    def batches(steps: range) -> Iterator[Batch]:
-        keys = MicroBatches(
-            order,
-            steps,
-            engine.micro_batch_size,
-            config.repeated_augmentation,
-            engine.rank,
-            engine.world_size,
-        )
-        return iter(make_loader(clips, keys, task.loader, collate))
-
     def loss_fn(module: nn.Module, batch: Batch) -> Tensor:
         batch = replace(batch, clip=normalise(unit_range(batch.clip)))
         targets = soft_labels(batch.labels, task.num_classes, config.label_smoothing)
@@ -230,7 +211,8 @@ def finetune(
         ),
         duration=config,
         loss_fn=loss_fn,
-        batches=batches,
+        clips=clips,
+        loader=task.loader,
         failures_uri=storage.join(output_uri, "nonfinite"),
         state=state,
         after_epoch=after_epoch,

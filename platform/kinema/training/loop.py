@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from kinema import storage
 from kinema.config import Config
 from kinema.errors import CheckpointError, NonFiniteLossError
-from kinema.training.batch import Batch
-from kinema.training.data import StepOrder
+from kinema.training.batch import Batch, collate
+from kinema.training.data import LoaderConfig, TrainingClips, make_loader
 from kinema.training.engine import Engine, gather_objects, read_meta
 from kinema.training.optim import Schedule
+from kinema.training.order import MicroBatches, StepOrder
 
 
 class Duration(Config):
@@ -118,7 +119,8 @@ class Stage:
     schedule: Schedule
     duration: Duration
     loss_fn: Callable[[nn.Module, Batch], Tensor]
-    batches: Callable[[range], Iterator[Batch]]
+    clips: TrainingClips
+    loader: LoaderConfig
     failures_uri: str
     state: dict[str, Any] = field(default_factory=dict)
     after_epoch: EpochEnd | None = None
@@ -128,6 +130,19 @@ class Stage:
     def total_steps(self) -> int:
         """Optimizer steps of the whole stage."""
         return self.duration.epochs * self.order.steps_per_epoch
+
+    def batches(self, steps: range) -> Iterator[Batch]:
+        """This rank's micro-batches of some steps, in order."""
+        engine = self.engine
+        keys = MicroBatches(
+            self.order,
+            steps,
+            engine.micro_batch_size,
+            self.num_draws,
+            engine.rank,
+            engine.world_size,
+        )
+        return iter(make_loader(self.clips, keys, self.loader, collate))
 
 
 def run(stage: Stage, reporter: Reporter) -> None:

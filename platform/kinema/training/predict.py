@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, Sampler
 from kinema.errors import VideoError
 from kinema.models.pixels import normalise, unit_range
 from kinema.training.batch import Sample, collate
-from kinema.training.data import EvaluationClips, LoaderConfig, SampleKey, make_loader
+from kinema.training.data import EvaluationClips, LoaderConfig, make_loader
 from kinema.training.engine import gather_objects, world
+from kinema.training.order import SampleKey
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,12 @@ from kinema.models.vit import ViTConfig
 from kinema.models.weights import save_weights
 from kinema.randomness import keyed_rng
 from kinema.training.batch import Batch, collate
-from kinema.training.data import (
-    ClipSource,
-    LoaderConfig,
-    MicroBatches,
-    SampleKey,
-    StepOrder,
-    TrainingClips,
-    make_loader,
-)
+from kinema.training.data import ClipSource, LoaderConfig, TrainingClips, make_loader
 from kinema.training.engine import Engine, EngineConfig, gather_objects
 from kinema.training.held_out import held_out_loss
 from kinema.training.loop import Duration, Reporter, Stage, run
 from kinema.training.optim import OptimConfig, schedule
+from kinema.training.order import SampleKey, StepOrder
 from kinema.video.augment import Augment, CentreCrop, MultiScaleCrop
 from kinema.video.manifest import Entry
 from kinema.video.sampling import DenseSampling, Sampling
@@ -111,17 +104,6 @@ def pretrain(
         shuffle=config.shuffle_frames,
     )
 
-    def batches(steps: range) -> Iterator[Batch]:
-        keys = MicroBatches(
-            order,
-            steps,
-            engine.micro_batch_size,
-            config.repeated_augmentation,
-            engine.rank,
-            engine.world_size,
-        )
-        return iter(make_loader(clips, keys, task.loader, collate))
-
     def loss_fn(module: nn.Module, batch: Batch) -> Tensor:
         assert batch.mask is not None
         inputs = batch.inputs()
@@ -138,7 +120,8 @@ def pretrain(
         ),
         duration=config,
         loss_fn=loss_fn,
-        batches=batches,
+        clips=clips,
+        loader=task.loader,
         failures_uri=storage.join(output_uri, "nonfinite"),
         num_draws=config.repeated_augmentation,
     )
