@@ -45,7 +45,10 @@ def test_rows_are_frame_and_box_motion_visible_and_target() -> None:
         assert [*box.get_xy(), *np.add(box.get_xy(), (box.get_width(), box.get_height()))] == (
             boxes[slot].tolist()
         )
-        assert len(axes[1, slot].collections[0].get_offsets()) == 16
+        moving = field.magnitude[slot].reshape(4, 4)
+        np.testing.assert_allclose(pixels(axes[1, slot]), moving / moving.max())
+        assert axes[1, slot].images[-1].get_extent() == [0, 32, 32, 0]
+        assert (axes[1, slot].get_xlim(), axes[1, slot].get_ylim()) == ((0, 32), (32, 0))
         frame = given.clip[:, 2 * slot].transpose(1, 2, 0)
         hidden = given.mask.reshape(2, 4, 4)[slot].repeat(8, 0).repeat(8, 1)
         np.testing.assert_array_equal(pixels(axes[2, slot])[~hidden], frame[~hidden])

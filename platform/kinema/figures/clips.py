@@ -110,12 +110,25 @@ def _predicted(sample: Sample, target: TargetRule, vit: ViTConfig) -> npt.NDArra
 
 
 def _draw_field(axis: Any, field: SlotField, slot: int, size: int) -> None:
-    """Cells of the field, the slot's strongest one brightest; as large as they lie apart."""
-    x, y = field.points.T
-    apart = float(np.sqrt(size * size / max(1, len(field.points))))
-    points = apart * TILE * 72 / size
-    magnitude = field.magnitude[slot] / max(float(field.magnitude[slot].max()), 1e-9)
-    axis.scatter(x, y, s=points**2, c=magnitude, cmap="inferno", marker="s", lw=0, alpha=0.8)
+    """Cells of the field, the slot's strongest one brightest."""
+    # as one picture: squares drawn one by one leave seams
+    (xs, column), (ys, row) = (
+        np.unique(places.round(3), return_inverse=True) for places in field.points.T
+    )
+    cells = np.full((len(ys), len(xs)), np.nan)
+    cells[row, column] = field.magnitude[slot] / max(float(field.magnitude[slot].max()), 1e-9)
+    (left, right), (top, bottom) = (_edges(places, size) for places in (xs, ys))
+    extent = (left, right, bottom, top)
+    axis.imshow(
+        cells, cmap="inferno", vmin=0, vmax=1, alpha=0.8, extent=extent, interpolation="nearest"
+    )
+    axis.set(xlim=(0, size), ylim=(size, 0))
+
+
+def _edges(centres: npt.NDArray[np.float64], size: int) -> tuple[float, float]:
+    """Where a row of cells of one size begins and ends."""
+    half = (centres[1] - centres[0]) / 2 if len(centres) > 1 else size / 2
+    return centres[0] - half, centres[-1] + half
 
 
 def _draw_tracks(
