@@ -13,7 +13,7 @@ def main() -> int:
     """Extract what is missing."""
     experiment = parse(Experiment, default="experiments/demo/base.yaml", description=__doc__)
     start(experiment)
-    prepare([experiment.resolved()])
+    prepare([experiment.resolved()], reads_motion=lambda _: True)
     return 0
 
 

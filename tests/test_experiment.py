@@ -115,6 +115,25 @@ def test_data_and_motion_under_a_motion_mask_change_the_keys() -> None:
     assert pretrain_key(one, "m") != pretrain_key(other, "m")
 
 
+def test_what_motion_is_made_of_changes_the_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes, manifest = tmp_path / "boxes.parquet", tmp_path / "manifest.parquet"
+    settings = f"data.manifest={manifest}", "motion={flow: {name: annotated}}", MOTION_BOX
+    experiment = demo(*settings)
+    boxes.write_bytes(b"one")
+    keys = [pretrain_key(experiment, "m"), run_key(experiment, "m")]
+    assert keys == [pretrain_key(experiment, "m"), run_key(experiment, "m")]
+    boxes.write_bytes(b"two")
+    changed = [pretrain_key(experiment, "m"), run_key(experiment, "m")]
+    assert not set(keys) & set(changed)
+    monkeypatch.setattr("kinema.experiment.EXTRACTOR_VERSION", 999)
+    assert not {pretrain_key(experiment, "m"), run_key(experiment, "m")} & set(changed)
+    boxes.unlink()
+    with pytest.raises(StorageError, match=r"boxes\.parquet does not exist"):
+        run_key(experiment, "m")
+
+
 def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = demo("storage=here", "data.manifest=a.parquet").resolved()

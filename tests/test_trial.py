@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from kinema import storage
 from kinema.config import load
 from kinema.errors import ConfigError, NonFiniteLossError, StoreError
 from kinema.experiment import Experiment
@@ -50,6 +51,10 @@ MOFO = [
     "mask={name: motion_box, mask_ratio: 0.75, inside_ratio: 0.5, overlap: centre}",
     "head={name: mca, heads: 2}",
 ]
+
+
+DROPS = "finetune.drop_path=0.3"
+"""Makes a network draw at random, which a resumed run must do as the undisturbed one does."""
 
 
 class Interrupted(Exception):
@@ -146,9 +151,9 @@ def test_losses_are_those_on_record(method: str, videos: tuple[Path, str], tmp_p
 def test_interrupted_run_ends_as_if_undisturbed(videos: tuple[Path, str], tmp_path: Path) -> None:
     _, uri = videos
     whole = Recorder(tmp_path / "whole")
-    expected = run_stages(tiny(tmp_path / "a", uri, "motion=null"), uri, whole)
+    expected = run_stages(tiny(tmp_path / "a", uri, "motion=null", DROPS), uri, whole)
 
-    experiment = tiny(tmp_path / "b", uri, "motion=null")
+    experiment = tiny(tmp_path / "b", uri, "motion=null", DROPS)
     recorders = [Recorder(tmp_path / "first", 1)]  # ends within pretraining
     with pytest.raises(Interrupted):
         run_stages(experiment, uri, recorders[-1])
@@ -188,6 +193,42 @@ def test_a_warned_run_saves_at_once_and_ends_as_if_undisturbed(
     assert outcome["metrics"] == expected["metrics"]
 
 
+def test_what_a_network_drops_is_not_the_same_at_every_step(
+    videos: tuple[Path, str], tmp_path: Path
+) -> None:
+    _, uri = videos
+    losses = []
+    for name, settings in {"drops": [DROPS], "again": [DROPS], "other": [DROPS, "seed=1"]}.items():
+        recorder = Recorder(tmp_path / name)
+        experiment = tiny(tmp_path / name, uri, "motion=null", "pretrain=null", *settings)
+        run_stages(experiment, uri, recorder)
+        losses.append(recorder.values("finetune/loss"))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_pretraining_needs_no_clips_to_test_on(videos: tuple[Path, str], tmp_path: Path) -> None:
+    _, uri = videos
+    table = Manifest.read(uri).select("train").table
+    labels = table.schema.get_field_index("label")
+    table = table.set_column(labels, "label", pa.nulls(len(table), pa.int32()))
+    alone = str(tmp_path / "alone.parquet")
+    Manifest(table).write(alone)
+    experiment = tiny(tmp_path, alone, "motion=null", "pretrain.epochs=1", "finetune=null")
+    outcome = run_stages(experiment, alone, Recorder(tmp_path / "states"))
+    assert storage.exists(outcome["encoder"])
+    assert "held_out/loss" not in outcome["pretrain"]
+
+
+def test_a_plain_head_reads_and_loses_no_motion(videos: tuple[Path, str], tmp_path: Path) -> None:
+    _, uri = videos
+    experiment = tiny(tmp_path, uri, "finetune.epochs=1", "pretrain.epochs=1")
+    assert experiment.motion is not None
+    assert not experiment.reads_motion
+    outcome = run_stages(experiment, uri, Recorder(tmp_path / "states"))  # there is no store
+    assert outcome["comparable"]
+    assert outcome["left_out"] == {}
+
+
 def test_finished_pretraining_is_found_by_its_key(videos: tuple[Path, str], tmp_path: Path) -> None:
     _, uri = videos
     first, second = Recorder(tmp_path / "1"), Recorder(tmp_path / "2")
@@ -219,6 +260,9 @@ def test_videos_without_motion_are_left_out_or_reported(
     assert outcome["num_tested"] == 7
     assert not outcome["comparable"]
     assert outcome["failures"] == {"test-000001": "test-000001.mp4: damaged"}
+    assert outcome["left_out"] == {
+        id: f"{id}.mp4: damaged" for id in ("train-000003", "validation-000002")
+    }
 
 
 def test_nothing_to_train_or_test_on_is_an_error(videos: tuple[Path, str]) -> None:

@@ -29,6 +29,9 @@ T = TypeVar("T", bound=BaseModel)
 _Origins = dict[tuple[str, ...], str]
 """Where each key was written: `file:line`, or the command line."""
 _LONGEST_SHOWN = 80
+TO_VARY = "to vary"
+"""Context of a dump that other settings are laid over: what a chosen preset fills in is left out,
+or the preset could not be changed."""
 
 
 def load(
@@ -81,7 +84,7 @@ def vary(config: T, changes: Mapping[str, Any]) -> T:
     layer: dict[str, Any] = {}
     for key, value in changes.items():
         _insert(layer, split_path(spec, key), value)
-    tree = merge(Place((spec,)), config.model_dump(mode="json"), layer)
+    tree = merge(Place((spec,)), config.model_dump(mode="json", context=TO_VARY), layer)
     source = ", ".join(f"{key}={value}" for key, value in changes.items())
     return _validate(spec, tree, {}, [], source or "configuration")
 

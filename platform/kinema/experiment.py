@@ -19,14 +19,16 @@ from kinema.masking.masks import Mask, TubeMask
 from kinema.models.classifier import Head, PlainHead
 from kinema.models.targets import PixelTarget, Target
 from kinema.models.vit import ViTConfig
+from kinema.motion.annotated import located
 from kinema.motion.clip import Reduce
-from kinema.motion.extractor import MotionConfig
+from kinema.motion.extractor import EXTRACTOR_VERSION, MotionConfig
+from kinema.motion.flow import AnnotatedBoxes
 from kinema.training.data import LoaderConfig
 from kinema.training.finetune import FinetuneConfig
 from kinema.training.pretrain import PretrainConfig
 from kinema.video.synthetic import SyntheticConfig
 
-METHODS_VERSION = 3
+METHODS_VERSION = 4
 """Bumped by hand when masks, targets or heads change what a run computes; part of every run key."""
 
 
@@ -57,7 +59,9 @@ class ComputeConfig(Config):
     num_workers: PositiveInt = Field(1, description="training processes (GPUs)")
     use_gpu: bool = False
     cpus_per_worker: PositiveFloat = 1
-    max_failures: NonNegativeInt = Field(3, description="restarts after a worker's death")
+    max_failures: NonNegativeInt = Field(
+        3, description="restarts after a worker's death, or an error that may not come again"
+    )
 
 
 class SchedulerConfig(Config):
@@ -65,7 +69,7 @@ class SchedulerConfig(Config):
 
     name: Literal["asha"] = "asha"
     grace_epochs: PositiveInt = 5
-    reduction_factor: PositiveInt = 3
+    reduction_factor: int = Field(3, ge=2)
 
 
 VARIANT = "variant"
@@ -185,6 +189,22 @@ class Experiment(Config):
         return storage.absolute(self.storage or storage.default_root())
 
     @property
+    def pretraining_reads_motion(self) -> bool:
+        """Whether mask or target read the motion store; codec vectors come with the frames."""
+        needs = (self.mask.needs | self.target.needs) - {"vectors"}
+        return self.pretrain is not None and bool(needs)
+
+    @property
+    def finetuning_reads_motion(self) -> bool:
+        """Whether the classifier reads the motion store."""
+        return self.finetune is not None and bool(self.head.needs)
+
+    @property
+    def reads_motion(self) -> bool:
+        """Whether anything in the run reads the motion store."""
+        return self.pretraining_reads_motion or self.finetuning_reads_motion
+
+    @property
     def has_work(self) -> bool:
         """Whether there is anything to do; a kind of experiment with a stage of its own has."""
         return self.pretrain is not None or self.finetune is not None
@@ -255,7 +275,7 @@ _PRETRAINING = {"seed", "data", "motion", "model", "mask", "target", "pretrain"}
 def pretrain_key(experiment: Experiment, manifest_digest: str) -> str:
     """Names what pretraining computes: same key, same encoder."""
     used = set(_PRETRAINING)
-    if not (experiment.mask.needs | experiment.target.needs) - {"vectors"}:
+    if not experiment.pretraining_reads_motion:
         used.discard("motion")
     return _key(experiment, used, "pretrain", manifest_digest)
 
@@ -264,7 +284,7 @@ def run_key(experiment: Experiment, manifest_digest: str) -> str:
     """Names what a whole run computes. Cluster size, paths and the commit are not part of it.
 
     Raises:
-        StorageError: the given encoder, whose content counts, cannot be read.
+        StorageError: the given encoder or annotation, whose content counts, cannot be read.
     """
     return _key(experiment, set(Experiment.model_fields) - _NOT_RESULTS, "run", manifest_digest)
 
@@ -273,6 +293,13 @@ def _key(experiment: Experiment, fields: set[str], kind: str, manifest_digest: s
     settings = experiment.model_dump(mode="json", include=fields)
     settings["data"].pop("manifest", None)
     settings["data"].pop("synthetic", None)
+    if experiment.motion is not None and "motion" in settings:
+        settings["motion"]["version"] = EXTRACTOR_VERSION
+        manifest = experiment.data.manifest
+        if manifest is not None:  # else boxes lie beside the known-answer set, named by its digest
+            flow = located(experiment.motion, manifest).flow
+            if isinstance(flow, AnnotatedBoxes):
+                settings["motion"]["flow"]["file"] = storage.content_digest(flow.file)
     if settings.get("encoder") is not None:
         settings["encoder"] = storage.content_digest(settings["encoder"])
     return fingerprint(kind, METHODS_VERSION, manifest_digest, settings)

@@ -6,12 +6,12 @@ Knows no Ray: the same function runs under Ray Train, in unit tests, and in a de
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from kinema import storage
-from kinema.errors import ConfigError
+from kinema.errors import ConfigError, VideoError
 from kinema.evaluation.multiview import Evaluation, evaluate
 from kinema.experiment import Experiment, pretrain_key, run_key
 from kinema.motion.parts import MotionReader
@@ -48,6 +48,8 @@ def split(experiment: Experiment, manifest: Manifest) -> Splits:
     that is tested; the best epoch is then chosen on a held-out tenth of the training clips
     (`data.selection: holdout`) or, as the papers do, on the tested split itself (`official`).
 
+    Where nothing is finetuned there may be none.
+
     Raises:
         ConfigError: no training clips, or nothing to test on.
     """
@@ -59,10 +61,14 @@ def split(experiment: Experiment, manifest: Manifest) -> Splits:
         return Splits(train, train, validation, test, "test")
     tested_on = "test" if test else "validation"
     tested = test or validation
+    if not tested and experiment.finetune is None:
+        return Splits(train, train, [], [], "none")
     if not tested:
         raise ConfigError(["the manifest has neither a 'validation' nor a 'test' split"])
     if experiment.data.selection == "official":
         return Splits(train, train, tested, tested, tested_on)
+    if experiment.finetune is None:  # no epoch is chosen
+        return Splits(train, train, [], tested, tested_on)
     kept, aside = split_holdout(train, experiment.seed)
     return Splits(train, kept, aside, tested, tested_on)
 
@@ -94,6 +100,11 @@ def result_in(folder: str) -> dict[str, Any] | None:
     return storage.read_json(uri) if storage.exists(uri) else None
 
 
+def is_complete(outcome: Mapping[str, Any]) -> bool:
+    """Whether a result is final: every test video was read, or there was no test."""
+    return bool(outcome.get("comparable", True))
+
+
 def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) -> dict[str, Any]:
     """Do what is still to do of an experiment; returns its result and writes it to `run_uri`.
 
@@ -105,22 +116,26 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     splits = check_clips(experiment, manifest)
     cache = FrameCache(experiment.loader.cache_gb * 2**30)
     everything = [*splits.pretrain, *splits.validation, *splits.test]
-    motion = open_motion(experiment, everything, manifest.digest)
-    splits = _with_motion(splits, motion)
+    motion = None
+    if experiment.reads_motion:
+        motion = open_motion(experiment, everything, manifest.digest)
+    failed: Mapping[str, VideoError] = {} if motion is None else motion.failed
+    pretraining = _without(splits, failed if experiment.pretraining_reads_motion else {})
+    finetuning = _without(splits, failed if experiment.finetuning_reads_motion else {})
 
-    def source(entries: Sequence[Entry], sampling: Sampling) -> ClipSource:
+    def source(entries: Sequence[Entry], sampling: Sampling, reads_motion: bool) -> ClipSource:
         fields = experiment.motion.fields if experiment.motion else None
         return ClipSource(
             entries,
             experiment.model,
             sampling,
             experiment.data.reduce,
-            motion,
+            motion if reads_motion else None,
             cache,
             stride=fields.stride if fields else 1,
         )
 
-    outcome: dict[str, Any] = {"manifest": manifest_uri}
+    outcome: dict[str, Any] = {"manifest": manifest_uri, "left_out": _left_out(splits, failed)}
     encoder_uri = experiment.encoder
     if experiment.pretrain is not None:
         folder = pretrained_uri(experiment, manifest.digest)
@@ -134,13 +149,14 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
                 experiment.loader,
                 experiment.seed,
             )
-            seen = {entry.id for entry in splits.pretrain}
-            used = _pretrained_on(experiment, splits)
-            unseen = [entry for entry in splits.validation if entry.id not in seen]
+            seen = {entry.id for entry in pretraining.pretrain}
+            used = _pretrained_on(experiment, pretraining)
+            unseen = [entry for entry in pretraining.validation if entry.id not in seen]
+            reads = experiment.pretraining_reads_motion
             pretrain(
                 task,
-                source(used, experiment.pretrain.sampling),
-                source(unseen, experiment.pretrain.sampling),
+                source(used, experiment.pretrain.sampling, reads),
+                source(unseen, experiment.pretrain.sampling, reads),
                 folder,
                 reporter,
             )
@@ -148,7 +164,7 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     outcome["encoder"] = encoder_uri
     if experiment.finetune is not None:
         output = run_uri(experiment, manifest.digest)
-        finetuning = FinetuneTask(
+        todo = FinetuneTask(
             experiment.finetune,
             experiment.model,
             experiment.head,
@@ -157,12 +173,12 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
             experiment.seed,
             encoder_uri,
         )
-        labelled = _finetuned_on(experiment, splits)
+        labelled = _finetuned_on(experiment, finetuning)
         train, validation, test = (
-            source(entries, experiment.finetune.sampling)
-            for entries in (labelled, splits.validation, splits.test)
+            source(entries, experiment.finetune.sampling, experiment.finetuning_reads_motion)
+            for entries in (labelled, finetuning.validation, finetuning.test)
         )
-        model = finetune(finetuning, train, validation, output, reporter).to(current_device())
+        model = finetune(todo, train, validation, output, reporter).to(current_device())
         tested = evaluate(model, test, experiment.evaluation, experiment.loader, current_device())
         outcome |= _record(tested, splits.tested_on, manifest.num_classes, output)
     outcome["seconds"] = time.time() - started
@@ -231,24 +247,31 @@ def _missing_labels(splits: Splits) -> list[str]:
     ]
 
 
-def _with_motion(splits: Splits, motion: MotionReader | None) -> Splits:
+def _without(splits: Splits, failed: Mapping[str, VideoError]) -> Splits:
     """The splits without the videos that extraction failed on, but for the test.
 
     A test keeps and reports them, so that its number is marked as not comparable.
     """
-    if motion is None or not motion.failed:
-        return splits
-    lost = [e.id for e in [*splits.pretrain, *splits.validation] if e.id in motion.failed]
-    if lost and world()[0] == 0:
-        first = motion.failed[lost[0]]
-        print(
-            f"{len(lost)} training and validation videos without motion are left out, first {first}"
-        )
     pretraining, training, validation = (
-        [entry for entry in entries if entry.id not in motion.failed]
+        [entry for entry in entries if entry.id not in failed]
         for entries in (splits.pretrain, splits.train, splits.validation)
     )
     return replace(splits, pretrain=pretraining, train=training, validation=validation)
+
+
+def _left_out(splits: Splits, failed: Mapping[str, VideoError]) -> dict[str, str]:
+    """Id -> reason of the training and validation videos that `_without` leaves out; also told."""
+    lost = {
+        entry.id: str(failed[entry.id])
+        for entry in [*splits.pretrain, *splits.validation]
+        if entry.id in failed
+    }
+    if lost and world()[0] == 0:
+        first = next(iter(lost.values()))
+        print(
+            f"{len(lost)} training and validation videos without motion are left out, first {first}"
+        )
+    return lost
 
 
 def _record(test: Evaluation, tested_on: str, num_classes: int, output: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from kinema.config import vary
 from kinema.errors import KinemaError
 from kinema.motion import extractor
 from kinema.motion.extractor import (
@@ -132,6 +133,18 @@ def test_frames_and_vectors_are_not_confused() -> None:
         extract_boxes_from_vectors([], 10, 10, DIS_CONFIG)
     with pytest.raises(ValidationError, match="step must be 1"):
         MotionConfig(flow=CodecVectors(), step=2)
+
+
+def test_a_preset_can_be_chosen_over_another_one() -> None:
+    paper, released = MotionConfig(), MotionConfig(preset="released")
+    assert vary(paper, {"preset": "released"}) == released
+    assert vary(released, {"preset": "paper"}) == paper
+    assert vary(released, {"step": 2}) == MotionConfig(preset="released", step=2)
+    given = MotionConfig(preset="released", window=3, fields={})
+    assert vary(given, {"step": 2}) == given.model_copy(update={"step": 2})
+    assert vary(given, {"preset": "paper"}) == MotionConfig(window=3, fields={})
+    assert vary(released, {"flow.data_weight": 0.3}).flow == TVL1(data_weight=0.3)
+    assert MotionConfig.model_validate(released.model_dump(mode="json")) == released
 
 
 def test_released_preset_uses_opencvs_own_flow() -> None:

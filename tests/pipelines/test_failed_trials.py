@@ -1,7 +1,8 @@
-"""A sweep without a cluster: what one failure ends, and which trials cannot run side by side."""
+"""Jobs without a cluster: what a failure ends, what is done again, and what cannot run at all."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +12,18 @@ import pytest
 
 from kinema import storage, trial
 from kinema.config import load
-from kinema.errors import ConfigError
+from kinema.errors import ConfigError, NonFiniteLossError, VideoError
 from kinema.experiment import Experiment, SweepExperiment
+from kinema.pipelines import prepare as prepare_module
+from kinema.pipelines import single as single_module
 from kinema.pipelines import study as study_module
 from kinema.pipelines import sweep as module
+from kinema.pipelines import train as train_module
+from kinema.pipelines import transfer as transfer_module
 from kinema.pipelines.prepare import Prepared
 from kinema.pipelines.sweep import plan, sweep
-from kinema.pipelines.tuning import Trial, check_trials, run_trials
+from kinema.pipelines.transfer_plan import Source
+from kinema.pipelines.tuning import Trial, _Progress, check_trials, run_trials, scheduler_of
 
 DEMO = Path(__file__).resolve().parents[2] / "experiments/demo"
 DIGEST = "0123456789abcdef"
@@ -118,6 +124,188 @@ def test_a_sweep_whose_pretraining_works_runs_everything(
     assert sweep(experiment) == 0
     assert batches[1] == [item.name for item in plan(experiment)]
     assert {status for status, _ in ended.values()} == {"FINISHED"}
+
+
+def test_a_trial_that_lacked_test_videos_is_done_again(
+    tmp_path: Path, ended: dict[str, tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[str]] = []
+    monkeypatch.setattr(module, "run_trials", failing(batches, lambda item: False))
+    experiment = load_sweep(tmp_path)
+    first = plan(experiment)[0]
+    uri = storage.join(trial.run_uri(first.experiment, DIGEST), trial.RESULT_FILE)
+    for comparable, again in ((False, plan(experiment)), (True, plan(experiment)[1:])):
+        storage.write_json(uri, RESULT | {"comparable": comparable})
+        if not comparable:
+            monkeypatch.setitem(RESULT, "comparable", False)
+            assert sweep(experiment) == 1
+            parent = next(reason for name, (_, reason) in ended.items() if name.startswith("sweep"))
+            assert parent == "5 of 5 trials have no comparable result"
+            monkeypatch.setitem(RESULT, "comparable", True)
+        else:
+            assert sweep(experiment) == 0
+        assert batches[-1] == [item.name for item in again]
+
+
+def test_trials_with_one_result_are_told_before_anything_runs(tmp_path: Path) -> None:
+    same = "sweep.controls={same: {loader.num_workers: 3, head: {name: mca, heads: 3, depth: 2}}}"
+    message = "trials 'heads=3 depth=2' and 'same' differ in nothing that changes a result"
+    with pytest.raises(ConfigError, match=message):
+        plan(load_sweep(tmp_path, same))
+
+
+def test_a_scheduler_that_stops_nothing_is_told_before_anything_runs(tmp_path: Path) -> None:
+    settings = "sweep.scheduler={grace_epochs: 4}", "finetune.epochs=4"
+    with pytest.raises(ConfigError, match=r"grace_epochs 4 leaves nothing to stop of .*epochs 4"):
+        plan(load_sweep(tmp_path, *settings))
+
+
+def test_a_scheduler_ends_those_that_lag_and_leaves_the_best_their_test(tmp_path: Path) -> None:
+    settings = "sweep.scheduler={grace_epochs: 1, reduction_factor: 2}", "finetune.epochs=4"
+    experiment = load_sweep(tmp_path, *settings)
+    scheduler = scheduler_of(experiment, plan(experiment))
+    assert scheduler is not None
+    runs = {name: SimpleNamespace(trial_id=name, config={}, status="RUNNING") for name in "ab"}
+    for run in runs.values():
+        scheduler.on_trial_add(None, run)  # type: ignore[arg-type]
+    for epoch in range(1, 5):  # one that leads is never ended, also not by its last epoch
+        said = {"stage_epoch": epoch, "val/top1": 0.9}
+        assert scheduler.on_trial_result(None, runs["a"], said) == "CONTINUE"  # type: ignore[arg-type]
+    said = {"stage_epoch": 1, "val/top1": 0.1}
+    assert scheduler.on_trial_result(None, runs["b"], said) == "STOP"  # type: ignore[arg-type]
+
+
+def test_a_trial_that_never_started_ends_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = Trial("one", {}, load_sweep(tmp_path).base())
+    told: list[tuple[Trial, str | None]] = []
+    error = tmp_path / "error.txt"
+    error.write_text("Traceback\nActorDiedError: the node is gone\n")
+    lost = SimpleNamespace(config={"trial": "one"}, pickled_error_file=None, error_file=str(error))
+    _Progress({"one": item}, lambda *end: told.append(end)).on_trial_error(0, [], lost)
+    assert told == [(item, "ActorDiedError: the node is gone")]
+    assert "FAILED    one  (1/1, 0 s)" in capsys.readouterr().out
+
+
+def worker(folder: Path, attempt: str) -> dict[str, Any]:
+    """What Ray hands to a training worker."""
+    experiment = load_sweep(folder).base().resolved().model_dump(mode="json")
+    failure = str(folder / "failure.json")
+    return {
+        "experiment": experiment,
+        "manifest": "manifest.parquet",
+        "tracker": None,
+        "failure": failure,
+        "attempt": attempt,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "starts"),
+    [(NonFiniteLossError("diverged"), 1), (OSError("disk"), 2), (VideoError("v.mp4", "bad"), 2)],
+)
+def test_a_restart_does_not_repeat_what_would_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, starts: int
+) -> None:
+    begun = []
+
+    def run_stages(*arguments: object) -> None:
+        begun.append(arguments)
+        raise error
+
+    monkeypatch.setattr(train_module, "run_stages", run_stages)
+    monkeypatch.setattr(train_module.ray.train, "get_checkpoint", lambda: None)
+    first = worker(tmp_path, "first")
+    with pytest.raises(type(error)):
+        train_module._train_worker(first)
+    with contextlib.nullcontext() if starts == 1 else pytest.raises(type(error)):
+        train_module._train_worker(first)  # Ray's restart
+    assert len(begun) == starts
+    with pytest.raises(type(error)):
+        train_module._train_worker(worker(tmp_path, "second"))  # submitted again: tried again
+    assert len(begun) == starts + 1
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_run_says_which_videos_its_test_lacks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    read: bool,
+) -> None:
+    failures = {} if read else {f"v{i}": f"v{i}.mp4: damaged" for i in range(7)}
+    outcome = {
+        **RESULT,
+        "encoder": "encoder.safetensors",
+        "tested_on": "test",
+        "left_out": {"t1": "t1.mp4: damaged"},
+        "comparable": read,
+        "failures": failures,
+    }
+    monkeypatch.setattr(single_module, "start", lambda config: None)
+    monkeypatch.setattr(single_module, "complete", lambda experiment: (outcome, str(tmp_path)))
+    assert single_module.run_experiment(load_sweep(tmp_path).base()) == (0 if read else 1)
+    printed = capsys.readouterr().out
+    assert "left out    1 training and validation videos" in printed
+    assert ("NOT COMPARABLE: 7 videos could not be read\n  - v0: v0.mp4" in printed) is not read
+    assert ("  and 2 more\n" in printed) is not read
+
+
+def test_a_source_without_videos_ends_no_other(tmp_path: Path) -> None:
+    base = load_sweep(tmp_path).base().pretraining_only()
+    manifest = SimpleNamespace(digest=DIGEST)
+    good = Prepared("manifest.parquet", manifest)  # type: ignore[arg-type]
+
+    class Data:
+        def of(self, experiment: Experiment) -> Prepared:
+            if experiment.seed == 1:
+                raise VideoError("v.mp4", "damaged")
+            return good
+
+    sources = {
+        name: Source(name, base, base.varied({"seed": seed}))
+        for name, seed in {"good": 0, "bad": 1}.items()
+    }
+    study = SimpleNamespace(
+        run_key=lambda cell: cell.name, result=lambda cell: {}, open=list, close=None
+    )
+    checked: list[Experiment] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "check_clips", lambda experiment, manifest: checked.append(experiment))
+        patch.setattr(transfer_module, "run_trials", lambda *arguments, **more: {})
+        failures = transfer_module._make_sources(
+            SimpleNamespace(transfer=SimpleNamespace(max_concurrent=None)),  # type: ignore[arg-type]
+            study,  # type: ignore[arg-type]
+            sources,
+            Data(),  # type: ignore[arg-type]
+        )
+    assert failures == {"bad": "v.mp4: damaged"}
+    assert [experiment.seed for experiment in checked] == [0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "times"),
+    [
+        ((), 1),  # the head reads boxes
+        (("head={name: plain}",), 0),
+        (("head={name: plain}", "mask={name: motion_box}"), 1),
+        (("mask={name: mgm}", "head={name: plain}"), 0),  # its vectors come with the frames
+    ],
+)
+def test_only_motion_that_is_read_is_extracted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], times: int
+) -> None:
+    extracted: list[object] = []
+    monkeypatch.setattr(
+        prepare_module, "extract", lambda uri, motion, *more, **options: extracted.append(motion)
+    )
+    monkeypatch.setattr(prepare_module.Manifest, "read", lambda uri: SimpleNamespace())
+    experiment = load_sweep(tmp_path, *overrides, "data.manifest=manifest.parquet").base()
+    prepare_module.prepare([experiment])
+    assert len(extracted) == times
+    prepare_module.prepare([experiment], reads_motion=lambda _: True)
+    assert len(extracted) == times + 1
 
 
 def test_trials_of_one_name_are_told_before_anything_runs(tmp_path: Path) -> None:

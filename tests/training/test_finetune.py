@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kinema.errors import ConfigError
+from kinema.errors import ConfigError, NonFiniteLossError
 from kinema.models.classifier import MCAHead, PlainHead
 from kinema.models.pixels import normalise, unit_range
 from kinema.models.vit import ViTConfig
+from kinema.training import finetune as module
 from kinema.training.data import ClipSource, EvaluationClips, FrameCache, LoaderConfig
 from kinema.training.engine import Engine, EngineConfig
 from kinema.training.finetune import (
     FinetuneConfig,
     FinetuneTask,
+    _check,
     build_classifier,
     split_holdout,
 )
@@ -121,6 +123,40 @@ def test_predictions_are_complete_in_order_and_without_dropout(
             clip = torch.from_numpy(clips[SampleKey(0, index, view)].clip)[None]
             expected = normalise(unit_range(clip)).mean(dim=(2, 3, 4))[0].numpy()
             np.testing.assert_allclose(found.logits[row, view], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mixing_needs_pairs_on_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = EngineConfig(global_batch_size=12, micro_batch_size=4)
+    config = FinetuneConfig(engine=engine)
+    task = FinetuneTask(config, VIT, PlainHead(), 3, LoaderConfig(num_workers=0), 0, None)
+    source = ClipSource([], VIT, DenseSampling(stride=1), "clip", None, FrameCache(1e9))
+    _check(task, source)
+    monkeypatch.setattr(module, "world", lambda: (0, 4))
+    with pytest.raises(ConfigError, match=r"a worker takes 3 clips at once .*: make it even"):
+        _check(task, source)
+
+
+def test_a_network_that_has_diverged_is_told_and_scores_nothing(tmp_path: Path) -> None:
+    uri = make(SyntheticConfig(num_train=0, num_validation=0, num_test=3), str(tmp_path))
+    entries = Manifest.read(uri).rows()
+    source = ClipSource(entries, VIT, DenseSampling(stride=1), "clip", None, FrameCache(1e9))
+    model = build_classifier(
+        FinetuneTask(FinetuneConfig(), VIT, PlainHead(), 8, LoaderConfig(num_workers=0), 0, None)
+    )
+    with torch.no_grad():
+        model.head.bias[3] = torch.nan
+    with pytest.raises(NonFiniteLossError, match="not finite: its training has diverged"):
+        predict(
+            model,
+            EvaluationClips(source),
+            LoaderConfig(num_workers=0),
+            2,
+            torch.device("cpu"),
+            torch.float32,
+        )
+    scores = np.full((4, 8), np.nan, np.float32)
+    scores[1, 3] = scores[2, 0] = 1.0
+    assert not top_k_hits(scores, np.array([0, 1, 2, 3]), 1).any()
 
 
 WIDE = VIT.model_copy(update={"embed_dim": 192, "num_heads": 3})

@@ -82,7 +82,7 @@ def combined_accuracies(verbs: pa.Table, nouns: pa.Table) -> dict[str, Interval]
         part = slice(start, start + CHUNK)
         pairs = np.einsum("bv,bn->bvn", scores[0][part], scores[1][part])
         own = pairs[np.arange(len(pairs)), truths[0][part], truths[1][part]]
-        better[part] = (pairs >= own[:, None, None]).sum(axis=(1, 2)) - 1
+        better[part] = (~(pairs < own[:, None, None])).sum(axis=(1, 2)) - 1
     return {
         "verb": bootstrap_interval(scores[0].argmax(axis=1) == truths[0]),
         "noun": bootstrap_interval(scores[1].argmax(axis=1) == truths[1]),

@@ -13,13 +13,24 @@ import pyarrow as pa
 
 from kinema import storage
 from kinema.errors import KinemaError
-from kinema.motion.extractor import FrameBoxes
+from kinema.motion.extractor import FrameBoxes, MotionConfig
+from kinema.motion.flow import AnnotatedBoxes
 
 BOX_COLUMNS = ("id", "frame", "left", "top", "right", "bottom")
 """Of the video, of the frame in its file from 0 on, and the edges in pixels, half-open."""
 
 Rows = npt.NDArray[np.float64]
 """(n, 5): frame and edges of every annotated box of a video, by frame."""
+
+
+def located(config: MotionConfig, manifest_uri: str) -> MotionConfig:
+    """The same with a file of annotated boxes found beside the manifest that names it so."""
+    if not isinstance(config.flow, AnnotatedBoxes):
+        return config
+    folder = storage.absolute(manifest_uri).rpartition("/")[0]
+    name = config.flow.file
+    file = name if "://" in name or name.startswith("/") else storage.join(folder, name)
+    return config.model_copy(update={"flow": AnnotatedBoxes(file=file)})
 
 
 def read_boxes(uri: str) -> dict[str, Rows]:

@@ -13,9 +13,15 @@ from typing import Any, ClassVar, Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from kinema.config import Config
+from kinema.config import TO_VARY, Config
 
 Map = npt.NDArray[np.float32]
 Derivative = Literal["central", "prewitt"]
@@ -76,6 +82,18 @@ class RegionConfig(Config):
         if isinstance(values, dict) and values.get("preset") == "released":
             return {**cls.released, **values}
         return values
+
+    @model_serializer(mode="wrap")
+    def _dump_chosen(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Without what the preset stands for, where another one may be chosen."""
+        dumped: dict[str, Any] = dump(self)
+        if info.context != TO_VARY:
+            return dumped
+        named = type(self)(preset=self.preset)
+        same = [key for key in self.released if getattr(self, key) == getattr(named, key)]
+        return {key: value for key, value in dumped.items() if key not in same}
 
 
 def motion_map(

@@ -83,7 +83,7 @@ def evaluate_boxes(experiment: BoxAgreementExperiment) -> dict[str, Any]:
     if boxes_uri is None:
         raise ConfigError(["boxes: give the table of annotated boxes; see jobs/index_boxes.py"])
     annotation = boxes_of(manifest_uri, boxes_uri)
-    prepared = prepare([experiment])
+    prepared = prepare([experiment], reads_motion=lambda _: True)
     entries = [entry for entry in prepared.manifest.rows() if entry.id in annotation]
     store = MotionStore(experiment.root, motion, prepared.manifest.digest)
     reader = store.open([entry.id for entry in entries])

@@ -61,7 +61,7 @@ def classify_boxes(experiment: BoxesOnlyExperiment) -> dict[str, Any]:
     manifest = Manifest.read(manifest_uri)
     if experiment.control.protocol == "leave_one_group_out":
         _groups(manifest.rows())  # says at once what is missing
-    prepare([experiment])
+    prepare([experiment], reads_motion=lambda _: True)
     outcome, found = _test(experiment, manifest)
     output = storage.join(experiment.root, "boxes_only", _key(experiment, manifest))
     predictions = storage.join(output, trial.PREDICTIONS_FILE)

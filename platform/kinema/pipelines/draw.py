@@ -39,7 +39,7 @@ def draw(experiment: DrawExperiment) -> list[str]:
         raise ConfigError(["pretrain: null; only pretraining's clips are drawn"])
     chosen = experiment.resolved()
     start(chosen, experiment.output)
-    prepared = prepare([chosen])
+    prepared = prepare([chosen], reads_motion=lambda _: True)
     manifest = Manifest.read(prepared.manifest_uri)
     entries = manifest.select("train").rows() or manifest.rows()
     step = max(1, len(entries) // experiment.num_clips)

@@ -25,13 +25,13 @@ from kinema.experiment import AnyExperiment, Experiment
 from kinema.figures.confusion import confusion_figure
 from kinema.pipelines.prepare import Prepared, prepare, start
 from kinema.pipelines.readout import ReadingConfig, Readout, read_out, readout_key
+from kinema.pipelines.single import unread_lines
 from kinema.pipelines.study import begin
 from kinema.pipelines.tracker import start_tracker
 from kinema.training.finetune import BEST_FILE
 from kinema.video.manifest import Entry, Manifest
 
 DPI = 150
-SHOWN = 5
 
 
 class EvaluateExperiment(AnyExperiment):
@@ -71,7 +71,7 @@ def evaluate(experiment: EvaluateExperiment) -> int:
     """
     experiment = experiment.resolved()
     start(experiment)
-    prepared = prepare([experiment])
+    prepared = prepare([experiment], reads_motion=lambda tested: bool(tested.head.needs))
     tested = evaluate_prepared(experiment, prepared)
     print(text_of(tested))
     return 0 if tested.evaluation.comparable else 1
@@ -152,17 +152,8 @@ def logits_config(experiment: Experiment, checkpoint: str, num_classes: int) -> 
 def text_of(tested: Judged) -> str:
     """What a reader should know, coverage first where it is not complete."""
     evaluation, result = tested.evaluation, tested.result
-    lines = []
-    if not evaluation.comparable:
-        named = [f"  - {id}: {why}" for id, why in list(evaluation.failures.items())[:SHOWN]]
-        rest = len(evaluation.failures) - SHOWN
-        lines += [
-            f"NOT COMPARABLE: {result['num_tested']} of {result['num_videos']} videos could be"
-            " read; without",
-            *named,
-            *([f"  and {rest} more"] if rest > 0 else []),
-        ]
-    lines += [
+    lines = [
+        *unread_lines(result),
         f"top-1       {_percent(result, 'test/top1')} on {result['num_tested']} videos of split"
         f" {result['tested_on']}; chance {result['chance']:.1%}",
         f"top-5       {result['metrics']['test/top5']:.1%}",

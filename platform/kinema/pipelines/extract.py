@@ -9,13 +9,14 @@ from __future__ import annotations
 from functools import partial
 
 from kinema.errors import StoreError
+from kinema.motion.annotated import located
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import AnnotatedBoxes, CodecVectors
 from kinema.motion.parts import row_digest
 from kinema.motion.store import MotionStore
 from kinema.pipelines.cluster import require
 from kinema.pipelines.isolation import Packed
-from kinema.pipelines.one_video import extract_one, located, motion_digest
+from kinema.pipelines.one_video import extract_one, motion_digest
 from kinema.pipelines.over_videos import VideoJob, digests, judge, run_over
 from kinema.storage import absolute
 from kinema.video.manifest import Entry, Manifest

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from kinema import storage
 from kinema.config import fingerprint
 from kinema.errors import KinemaError
 from kinema.motion.annotated import Rows, frame_boxes, read_boxes
@@ -26,16 +25,6 @@ from kinema.video.decode import content_digest, iterate_frames, iterate_vectors
 from kinema.video.manifest import Entry
 
 Moving = TypeVar("Moving", FrameBoxes, StoredFields)
-
-
-def located(config: MotionConfig, manifest_uri: str) -> MotionConfig:
-    """The same with a file of annotated boxes found beside the manifest that names it so."""
-    if not isinstance(config.flow, AnnotatedBoxes):
-        return config
-    folder = storage.absolute(manifest_uri).rpartition("/")[0]
-    name = config.flow.file
-    file = name if "://" in name or name.startswith("/") else storage.join(folder, name)
-    return config.model_copy(update={"flow": AnnotatedBoxes(file=file)})
 
 
 def motion_digest(entry: Entry, config: MotionConfig) -> str:

@@ -54,7 +54,9 @@ def start(config: HasRoot, output: str | None = None) -> None:
 
 
 def prepare(
-    experiments: Sequence[Experiment], check: Callable[[Experiment, Manifest], object] | None = None
+    experiments: Sequence[Experiment],
+    check: Callable[[Experiment, Manifest], object] | None = None,
+    reads_motion: Callable[[Experiment], bool] = lambda experiment: experiment.reads_motion,
 ) -> Prepared:
     """Make or read the manifest and extract, once, every kind of motion that `experiments` read.
 
@@ -62,6 +64,8 @@ def prepare(
         experiments: all on the same videos.
         check: called with each experiment and the manifest before the extraction; raises
             KinemaError when the videos do not suit it.
+        reads_motion: which of them read the motion that they name; those that train or test with it
+            by default.
 
     Raises:
         ConfigError: the experiments disagree about the data.
@@ -77,7 +81,7 @@ def prepare(
     if check is not None:
         for experiment in experiments:
             check(experiment, manifest)
-    for config, experiment in _distinct_motion(experiments):
+    for config, experiment in _distinct_motion(e for e in experiments if reads_motion(e)):
         run = experiment.extraction
         extract(
             uri,

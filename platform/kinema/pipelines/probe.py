@@ -32,7 +32,7 @@ from kinema.pipelines.cluster import require
 from kinema.pipelines.direct import tested_split
 from kinema.pipelines.prepare import Prepared, prepare_manifest, start
 from kinema.pipelines.readout import ReadingConfig, read_out, readout_key
-from kinema.pipelines.single import accuracy_line, complete
+from kinema.pipelines.single import accuracy_line, complete, unread_lines
 from kinema.pipelines.study import begin, close
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import bundles
@@ -139,6 +139,9 @@ class Asked:
 def probe_experiment(experiment: ProbeExperiment) -> int:
     """Probe an encoder, or find that done, as a tracked run, and print what was found.
 
+    Returns:
+        Exit code: 0, or 1 when some tested videos could not be read.
+
     Raises:
         KinemaError: settings, data or cluster make it impossible.
     """
@@ -156,13 +159,11 @@ def probe_experiment(experiment: ProbeExperiment) -> int:
         raise
     close(run, outcome, None)
     print(f"encoder     {asked.weights or f'random weights, seed {experiment.seed}'}")
-    print(accuracy_line(outcome, "probe"))
+    print(*unread_lines(outcome), accuracy_line(outcome, "probe"), sep="\n")
     for group, found in outcome["groups"].items():
         print(f"            {group}: {found['top1']:.1%} ({found['encoder']})")
-    if outcome["failures"]:
-        print(f"            not comparable: {len(outcome['failures'])} videos could not be read")
     print(f"everything  {asked.folder}")
-    return 0
+    return 0 if trial.is_complete(outcome) else 1
 
 
 def prepare_probe(experiment: ProbeExperiment) -> Asked:

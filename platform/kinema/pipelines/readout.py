@@ -21,12 +21,13 @@ from kinema import storage
 from kinema.config import Config, fingerprint
 from kinema.errors import KinemaError
 from kinema.evaluation.readout import READOUT_VERSION, Question, ReadoutConfig, ask
+from kinema.motion.annotated import located
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.store import MotionStore
 from kinema.pipelines.cluster import require
 from kinema.pipelines.isolation import Packed
 from kinema.pipelines.ledger import Parts
-from kinema.pipelines.one_video import located, motion_digest, video_digest
+from kinema.pipelines.one_video import motion_digest, video_digest
 from kinema.pipelines.over_videos import VideoJob, outdated, run_over
 from kinema.video.manifest import Entry, Manifest
 
@@ -110,6 +111,7 @@ def read_out(
 
     Raises:
         ClusterError: the cluster can never give an actor what it asks for.
+        KinemaError: an answer is not finite.
     """
     bundle = {"CPU": 1.0} | ({"GPU": reading.gpus_per_worker} if reading.gpus_per_worker else {})
     require([bundle], name)
@@ -176,5 +178,11 @@ def _assemble(parts: Parts, entries: Sequence[Entry], failures: dict[str, str]) 
     shape = table["shape"][rows[0]].as_py()
     # by parts: one list array of them all would overflow Arrow's 32-bit offsets
     flat = [chunk.flatten().to_numpy() for chunk in table["values"].chunks]
-    values = np.concatenate(flat).reshape(len(table), *shape)
-    return Readout(read, np.asarray(values[rows], dtype=np.float32), failures)
+    values = np.concatenate(flat).reshape(len(table), *shape)[rows]
+    broken = [e.id for e, said in zip(read, values, strict=True) if not np.isfinite(said).all()]
+    if broken:
+        raise KinemaError(
+            f"the network's answers are not finite for {len(broken)} of {len(read)} videos, first"
+            f" {broken[0]}: its training has diverged, or its weights are damaged"
+        )
+    return Readout(read, np.asarray(values, dtype=np.float32), failures)

@@ -13,9 +13,14 @@ from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import train
 from kinema.video.sources import SPLITS
 
+SHOWN = 5
+
 
 def run_experiment(experiment: Experiment) -> int:
     """Run `experiment`, or find it done, and print its result.
+
+    Returns:
+        Exit code: 0, or 1 when some test videos could not be read.
 
     Raises:
         KinemaError: settings, data or cluster make it impossible, or training gave up.
@@ -24,10 +29,12 @@ def run_experiment(experiment: Experiment) -> int:
     start(experiment)
     outcome, folder = complete(experiment)
     print(f"encoder     {outcome['encoder']}")
+    if count := len(outcome["left_out"]):
+        print(f"left out    {count} training and validation videos, see result.json")
     if "metrics" in outcome:
-        print(accuracy_line(outcome, "test"))
+        print(*unread_lines(outcome), accuracy_line(outcome, "test"), sep="\n")
     print(f"everything  {folder}")
-    return 0
+    return 0 if trial.is_complete(outcome) else 1
 
 
 def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
@@ -47,6 +54,18 @@ def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
         raise
     close(run, outcome, None)
     return outcome, trial.run_uri(experiment, digest)
+
+
+def unread_lines(outcome: Mapping[str, Any]) -> list[str]:
+    """That a result lacks videos, and which; nothing where all were read."""
+    failures: Mapping[str, str] = outcome["failures"]
+    if not failures:
+        return []
+    mark = "" if trial.is_complete(outcome) else "NOT COMPARABLE: "
+    named = [f"  - {id}: {why}" for id, why in list(failures.items())[:SHOWN]]
+    rest = [f"  and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
+    videos = "video" if len(failures) == 1 else "videos"
+    return [f"{mark}{len(failures)} {videos} could not be read", *named, *rest]
 
 
 def accuracy_line(outcome: Mapping[str, Any], prefix: str) -> str:

@@ -102,8 +102,9 @@ class Study(ABC):
         """The result of a trial, or None."""
 
     def is_done(self, item: Trial) -> bool:
-        """Whether nothing is left to do for a trial."""
-        return self.result(item) is not None
+        """Whether nothing is left to do for a trial; what could not be read may be readable now."""
+        outcome = self.result(item)
+        return outcome is not None and trial.is_complete(outcome)
 
     @abstractmethod
     def row(self, item: Trial, failures: Mapping[str, str]) -> dict[str, Any]:
@@ -153,10 +154,10 @@ class Study(ABC):
             self.parent.summary(
                 {f"{self.kind}/top1_best": max(row["top1"] for row in done if "top1" in row)}
             )
-        complete = len(done) == len(rows)
+        lost = len(rows) - len(done)
         self.parent.finish(
-            "FINISHED" if complete else "FAILED",
-            None if complete else f"{len(rows) - len(done)} of {len(rows)} trials have no result",
+            "FAILED" if lost else "FINISHED",
+            f"{lost} of {len(rows)} trials have no comparable result" if lost else None,
         )
         print(f"table and figure: {self.folder}", flush=True)
 

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kinema import trial
+from kinema.errors import ConfigError
 from kinema.experiment import (
     VARIANT,
     Experiment,
     SweepConfig,
     SweepExperiment,
     pretrain_key,
+    run_key,
 )
 from kinema.pipelines.prepare import Prepared, prepare, start
 from kinema.pipelines.study import SweepStudy
@@ -29,8 +31,8 @@ def plan(experiment: SweepExperiment) -> list[Trial]:
     """All trials of a sweep, in table order: the grid or a random part of it, then the controls.
 
     Raises:
-        ConfigError: a combination of settings is not a valid experiment, or trials cannot run
-            side by side.
+        ConfigError: a combination of settings is not a valid experiment, two are the same one,
+            trials cannot run side by side, or the scheduler has nothing to stop.
     """
     sweep, base = experiment.sweep, experiment.base().resolved()
     varied = {VARIANT: list(sweep.variants), **sweep.axes} if sweep.variants else sweep.axes
@@ -48,8 +50,40 @@ def plan(experiment: SweepExperiment) -> list[Trial]:
         Trial(name, settings, base.varied(settings), control=True)
         for name, settings in sweep.controls.items()
     ]
-    check_trials(trials)  # of all, before anything runs: those left to do may be fewer
+    # of all, before anything runs: those left to do may be fewer
+    check_trials(trials)
+    _check_scheduler(sweep, trials)
+    _check_distinct(trials)
     return trials
+
+
+def _check_scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
+    """One that lets every trial run to its end is not what was meant."""
+    epochs = [item.experiment.finetune.epochs for item in trials if item.experiment.finetune]
+    if sweep.scheduler is not None and epochs and sweep.scheduler.grace_epochs >= max(epochs):
+        raise ConfigError(
+            [
+                f"sweep.scheduler.grace_epochs {sweep.scheduler.grace_epochs} leaves nothing to"
+                f" stop of finetune.epochs {max(epochs)}; lower it, or set sweep.scheduler=null"
+            ]
+        )
+
+
+def _check_distinct(trials: Sequence[Trial]) -> None:
+    """Two trials with one result would train into one folder at the same time."""
+    known: dict[tuple[str, str | None], str] = {}
+    for item in trials:
+        # the name of an encoder instead of its content, which is large and may be missing yet
+        bare = item.experiment.model_copy(update={"encoder": None})
+        key = (run_key(bare, ""), item.experiment.encoder)
+        other = known.setdefault(key, item.name)
+        if other != item.name:
+            raise ConfigError(
+                [
+                    f"trials '{other}' and '{item.name}' differ in nothing that changes a result:"
+                    " leave one out"
+                ]
+            )
 
 
 def _skipped(point: Mapping[str, Any], skip: Sequence[Mapping[str, Any]]) -> bool:
@@ -145,5 +179,5 @@ def _run(
         study.close,
         study=experiment,
         max_concurrent=experiment.sweep.max_concurrent,
-        scheduler=scheduler_of(experiment),
+        scheduler=scheduler_of(experiment, trials),
     )

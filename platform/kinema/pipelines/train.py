@@ -16,20 +16,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 import ray.train
 import ray.train.torch
 
 from kinema import storage
-from kinema.errors import KinemaError
+from kinema.errors import (
+    CheckpointError,
+    ConfigError,
+    KinemaError,
+    NonFiniteLossError,
+    StoreError,
+    WeightsError,
+)
 from kinema.experiment import Experiment, run_key
 from kinema.pipelines.cluster import require
 from kinema.pipelines.tracker import RemoteTracker
 from kinema.training.engine import META_FILE
-from kinema.trial import result, run_stages
+from kinema.trial import is_complete, result, run_stages, run_uri
 
 SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
+FAILURE_FILE = "failure.json"
+_WOULD_COME_AGAIN = (
+    ConfigError,
+    StoreError,
+    WeightsError,
+    CheckpointError,
+    NonFiniteLossError,
+)
+"""What no restart mends; anything else may be a machine's fault."""
 
 
 class TrainingError(KinemaError):
@@ -74,9 +91,24 @@ def _train_worker(payload: dict[str, Any]) -> None:
     # Ray tells of every report and checkpoint; the journal and MLflow have that already.
     for name in (None, "ray.train"):  # one of Ray's loggers hangs below the root by mistake
         logging.getLogger(name).setLevel(logging.WARNING)
+    if _failure(payload["failure"], payload["attempt"]) is not None:
+        return  # Ray restarts workers after every error, and has no way to be told not to
     experiment = Experiment.model_validate(payload["experiment"])
-    with RayReporter.open(payload["tracker"]) as reporter:
-        run_stages(experiment, payload["manifest"], reporter)
+    try:
+        with RayReporter.open(payload["tracker"]) as reporter:
+            run_stages(experiment, payload["manifest"], reporter)
+    except _WOULD_COME_AGAIN as error:
+        reason = f"{type(error).__name__}: {error}"
+        record = {"attempt": payload["attempt"], "reason": reason}
+        storage.write_json(payload["failure"], record)
+        raise
+
+
+def _failure(uri: str, attempt: str) -> str | None:
+    """The error that ended an attempt at a run and would come again, or None."""
+    record = storage.read_json(uri) if storage.exists(uri) else {}
+    reason: str | None = record["reason"] if record.get("attempt") == attempt else None
+    return reason
 
 
 def bundles(experiment: Experiment) -> list[dict[str, float]]:
@@ -97,14 +129,16 @@ def train(
 ) -> dict[str, Any]:
     """Run an experiment to its end on the connected cluster; returns its result.
 
-    A complete run is not repeated. `experiment` must be `resolved()`; `manifest_uri` absolute.
+    A complete run is not repeated; one that could not read all test videos is tested again, without
+    training again. `experiment` must be `resolved()`; `manifest_uri` absolute.
 
     Raises:
         ClusterError: the cluster can never give the workers asked for.
-        TrainingError: the workers failed more often than `compute.max_failures`.
+        TrainingError: the workers failed more often than `compute.max_failures`, or in a way that
+            would come again.
     """
     done = result(experiment, manifest_digest)
-    if done is not None:
+    if done is not None and is_complete(done):
         return done
     key = run_key(experiment, manifest_digest)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # which prints every line twice
@@ -113,6 +147,7 @@ def train(
     require(bundles(experiment), f"training run {key}")
     path = storage.join(experiment.root, "train")
     repair_snapshot(storage.join(path, key))
+    failure, attempt = storage.join(run_uri(experiment, manifest_digest), FAILURE_FILE), uuid4().hex
     stages = [stage for stage in (experiment.pretrain, experiment.finetune) if stage is not None]
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
@@ -120,6 +155,8 @@ def train(
             "experiment": experiment.model_dump(mode="json"),
             "manifest": manifest_uri,
             "tracker": tracker,
+            "failure": failure,
+            "attempt": attempt,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=experiment.compute.num_workers,
@@ -141,6 +178,9 @@ def train(
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"run {key}: {_reason(error)}") from error
+    reason = _failure(failure, attempt)
+    if reason is not None:
+        raise TrainingError(f"run {key}: {reason}")
     done = result(experiment, manifest_digest)
     if done is None:
         raise TrainingError(f"run {key}: ended without a result under {experiment.root}")

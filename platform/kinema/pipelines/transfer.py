@@ -68,12 +68,6 @@ class TransferStudy(Study):
             return item.test.result()
         return trial.result(item.experiment, self.data(item).manifest.digest)
 
-    def is_done(self, item: Trial) -> bool:
-        """A probe or test that lacks videos is done again: reading them may work now."""
-        outcome = self.result(item)
-        tested = isinstance(item, Cell) and item.test is not None
-        return outcome is not None and (not tested or outcome["comparable"])
-
     def row(self, item: Trial, failures: Mapping[str, str]) -> dict[str, Any]:
         """One line of the matrix, in long form."""
         outcome = self.result(item)
@@ -169,12 +163,12 @@ def _make_sources(
     for name, source in sources.items():
         if source.run is None:
             continue
-        prepared = data.of(source.run)
-        run = Cell(f"source {name}", {"source": name}, source.run, prepared=prepared)
         try:
+            prepared = data.of(source.run)
+            run = Cell(f"source {name}", {"source": name}, source.run, prepared=prepared)
             trial.check_clips(source.run, prepared.manifest)
             study.run_key(run)
-        except KinemaError as error:  # too few clips; or the encoder that it starts from
+        except KinemaError as error:  # its videos, or the encoder that it starts from
             unusable[name] = str(error)
         else:
             runs.append(run)

@@ -16,12 +16,11 @@ from kinema.evaluation.knn_probe import KnnProbe
 from kinema.evaluation.linear_probe import LinearProbe
 from kinema.experiment import Experiment
 from kinema.pipelines.direct import DirectTest
-from kinema.pipelines.prepare import Prepared, prepare, prepare_manifest
+from kinema.pipelines.prepare import Prepared, prepare
 from kinema.pipelines.probe import Asked, ProbeExperiment
 from kinema.pipelines.readout import ReadingConfig
 from kinema.pipelines.tuning import Trial
 from kinema.training.pretrain import ENCODER_FILE
-from kinema.video.manifest import Manifest
 
 TransferProtocol = Literal["finetune", "linear", "knn", "attentive", "direct"]
 
@@ -192,13 +191,10 @@ class Data:
 
     def of(self, experiment: Experiment, motion: bool = True) -> Prepared:
         """The videos of an experiment, with their motion where that is read."""
-        key = fingerprint(experiment.data, experiment.motion if motion else None)
+        wanted = motion and experiment.reads_motion
+        key = fingerprint(experiment.data, experiment.motion if wanted else None)
         if key not in self._known:
-            if motion:
-                self._known[key] = prepare([experiment])
-            else:
-                uri = prepare_manifest(experiment)
-                self._known[key] = Prepared(uri, Manifest.read(uri))
+            self._known[key] = prepare([experiment], reads_motion=lambda _: wanted)
         return self._known[key]
 
 

@@ -143,17 +143,18 @@ def driver_resources() -> dict[str, float]:
     return {"CPU": 0.01}
 
 
-def scheduler_of(experiment: SweepExperiment) -> ASHAScheduler | None:
+def scheduler_of(experiment: SweepExperiment, trials: Sequence[Trial]) -> ASHAScheduler | None:
     """ASHA over the trials of a sweep that asks for it and finetunes."""
     asha = experiment.sweep.scheduler
-    if asha is None or experiment.finetune is None:
+    epochs = [item.experiment.finetune.epochs for item in trials if item.experiment.finetune]
+    if asha is None or not epochs:
         return None
     return ASHAScheduler(
         time_attr="stage_epoch",
         metric="val/top1",
         mode="max",
-        max_t=experiment.finetune.epochs,
-        grace_period=asha.grace_epochs,
+        max_t=max(epochs) + 1,  # at `max_t` a trial is ended, and its test comes after its epochs
+        grace_period=min(asha.grace_epochs, max(epochs)),
         reduction_factor=asha.reduction_factor,
     )
 
@@ -190,7 +191,8 @@ class _Progress(tune.Callback):
 
     def _end(self, name: str, what: str, reason: str | None) -> None:
         self.ended += 1
-        seconds = time.monotonic() - self.started[name]
+        now = time.monotonic()
+        seconds = now - self.started.get(name, now)  # whose process never came up has no start
         tail = "" if reason is None else f"\n            {reason}"
         print(
             f"  {what:9} {name}  ({self.ended}/{len(self.trials)}, {seconds:.0f} s){tail}",

@@ -26,7 +26,7 @@ from kinema.training.batch import (
     soft_labels,
 )
 from kinema.training.data import ClipSource, EvaluationClips, LoaderConfig, TrainingClips
-from kinema.training.engine import Engine, EngineConfig, gather_objects
+from kinema.training.engine import Engine, EngineConfig, gather_objects, world
 from kinema.training.loop import Duration, Reporter, Stage, run
 from kinema.training.optim import OptimConfig, schedule
 from kinema.training.order import StepOrder
@@ -226,10 +226,13 @@ def finetune(
 
 def _check(task: FinetuneTask, train: ClipSource) -> None:
     problems = []
-    if task.config.mixing.active and task.config.engine.micro_batch_size % 2:
+    micro_batch_size, _ = task.config.engine.per_rank(world()[1])
+    if task.config.mixing.active and micro_batch_size % 2:
         problems.append(
-            f"engine.micro_batch_size {task.config.engine.micro_batch_size} is odd; mixup and "
-            "cutmix mix pairs: make it even or set finetune.mixing.probability=0"
+            f"a worker takes {micro_batch_size} clips at once (finetune.engine.micro_batch_size"
+            f" {task.config.engine.micro_batch_size} or its share of global_batch_size"
+            f" {task.config.engine.global_batch_size}), an odd number; mixup and cutmix mix pairs:"
+            " make it even or set finetune.mixing.probability=0"
         )
     if task.head.needs and train.motion is None:
         problems.append(f"head.name={task.head.name} needs a motion store")

@@ -42,12 +42,14 @@ def held_out_loss(
         total = total + (wanted.values * weights).double().sum(dim=(0, 1))
         count = count + weights.double().sum(dim=(0, 1))
     constant = (total / count.clamp_min(1e-12)).float()
-    losses, constants = [], []
+    losses, constants, clips = [], [], []
     for batch, wanted in _wanted(batches(), target, vit, device):
         prediction = model(normalise(batch.inputs().clip), batch.mask)
         losses.append(target.loss(prediction, wanted))
         constants.append(target.loss(constant.expand_as(wanted.values), wanted))
-    loss, baseline = (float(torch.stack(values).mean()) for values in (losses, constants))
+        clips.append(len(batch.clip))
+    share = torch.tensor(clips, device=device) / sum(clips)
+    loss, baseline = (float((torch.stack(values) * share).sum()) for values in (losses, constants))
     return {
         "held_out/loss": loss,
         "held_out/constant_loss": baseline,

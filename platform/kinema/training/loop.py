@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kinema import storage
 from kinema.config import Config
 from kinema.errors import CheckpointError, NonFiniteLossError
+from kinema.randomness import keyed_rng
 from kinema.training.batch import Batch, collate
 from kinema.training.data import LoaderConfig, TrainingClips, make_loader
 from kinema.training.engine import Engine, gather_objects, read_meta
@@ -144,6 +145,12 @@ class Stage:
         )
         return iter(make_loader(self.clips, keys, self.loader, collate))
 
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """The loss of one micro-batch. What the network drops depends on its samples alone."""
+        seed = keyed_rng(self.order.seed, self.name, *batch.keys, "network").integers(2**63)
+        torch.manual_seed(int(seed))
+        return self.loss_fn(module, batch)
+
 
 def run(stage: Stage, reporter: Reporter) -> None:
     """Train from the newest checkpoint of this stage, or from the start, to the end.
@@ -166,7 +173,7 @@ def run(stage: Stage, reporter: Reporter) -> None:
         micro_batches = [next(batches).to(engine.device) for _ in range(engine.accumulation)]
         waited = time.perf_counter() - waited
         rate = stage.schedule(step)
-        loss, norm = engine.step(micro_batches, stage.loss_fn, rate)
+        loss, norm = engine.step(micro_batches, stage.loss, rate)
         if not math.isfinite(loss):
             _stop_on_non_finite(stage, step, micro_batches, start)
         for means in (recent, epoch_means):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 
-from kinema.errors import VideoError
+from kinema.errors import NonFiniteLossError, VideoError
 from kinema.models.pixels import normalise, unit_range
 from kinema.training.batch import Sample, collate
 from kinema.training.data import EvaluationClips, LoaderConfig, make_loader
@@ -38,10 +38,11 @@ def top_k_hits(
 ) -> NDArray[np.bool_]:
     """(videos,) True where the label is among the k best of `scores` (videos, classes).
 
-    A class that ties with the label counts as better, so constant scores score no luck.
+    A class that ties with the label counts as better, so constant scores score no luck, and so
+    does one that cannot be compared with it, so NaN scores nothing.
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    better: NDArray[np.int64] = (scores >= own).sum(axis=1) - 1
+    better: NDArray[np.int64] = (~(scores < own)).sum(axis=1) - 1
     return np.asarray(better < k)
 
 
@@ -91,6 +92,9 @@ def predict(
 
     Ranks call `model` as often as they have clips to read, so its forward must not be collective.
     A video any of whose views cannot be read is left out as a whole and listed in `failures`.
+
+    Raises:
+        NonFiniteLossError: on all ranks together; the model has diverged.
     """
     training = model.training
     model.eval()
@@ -111,6 +115,11 @@ def predict(
     for part, failed in gather_objects((logits, failures)):
         merged |= part
         failures |= failed
+    if not all(np.isfinite(row).all() for row in merged.values()):
+        raise NonFiniteLossError(
+            "the network's answers are not finite: its training has diverged. Lower the learning"
+            " rate, set optim.clip_grad, or use bf16."
+        )
     index = [i for i in range(len(clips)) if i not in failures]
     labels = [clips.source.entries[i].label for i in index]
     return Predictions(
