@@ -17,6 +17,9 @@ JOB = ["python", "jobs/sweep_mask_ratio.py"]
 
 def main() -> int:
     """Submit the job the way a user does; its exit code is ours."""
+    if {"--help", "-h", "--dry-run"} & set(sys.argv):  # which need no cluster
+        script = [sys.executable, str(ROOT / JOB[1]), *sys.argv[1:]]
+        return subprocess.run(script, cwd=ROOT, check=False).returncode
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the cluster has to end with us
     with local_cluster(working_dir=ROOT) as cluster:
         print(f"Ray dashboard: {cluster.dashboard} (while this runs)", flush=True)

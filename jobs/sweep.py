@@ -6,13 +6,18 @@ python jobs/sweep.py experiments/mgm/table_4e.yaml data.manifest=ssv2.parquet
 
 from kinema.cli import parse, run
 from kinema.experiment import SweepExperiment
-from kinema.pipelines.sweep import sweep
+from kinema.pipelines.sweep import check_sweep, sweep
 
 
 def main() -> int:
     """Run the sweep; the exit code tells whether every trial has a result."""
     return sweep(
-        parse(SweepExperiment, default="experiments/demo/mgm_table_4e.yaml", description=__doc__)
+        parse(
+            SweepExperiment,
+            default="experiments/demo/mgm_table_4e.yaml",
+            description=__doc__,
+            check=check_sweep,
+        )
     )
 
 

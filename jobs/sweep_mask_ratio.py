@@ -6,14 +6,17 @@ python jobs/sweep_mask_ratio.py experiments/mofo/sweep_inside_ratio.yaml data.ma
 
 from kinema.cli import parse, run
 from kinema.experiment import SweepExperiment
-from kinema.pipelines.sweep import sweep
+from kinema.pipelines.sweep import check_sweep, sweep
 
 
 def main() -> int:
     """Run the sweep; the exit code tells whether every trial has a result."""
     return sweep(
         parse(
-            SweepExperiment, default="experiments/demo/sweep_mask_ratio.yaml", description=__doc__
+            SweepExperiment,
+            default="experiments/demo/sweep_mask_ratio.yaml",
+            description=__doc__,
+            check=check_sweep,
         )
     )
 

@@ -6,13 +6,18 @@ python jobs/sweep_mca.py experiments/mofo/sweep_mca.yaml data.manifest=epic.parq
 
 from kinema.cli import parse, run
 from kinema.experiment import SweepExperiment
-from kinema.pipelines.sweep import sweep
+from kinema.pipelines.sweep import check_sweep, sweep
 
 
 def main() -> int:
     """Run the sweep; the exit code tells whether every trial has a result."""
     return sweep(
-        parse(SweepExperiment, default="experiments/demo/sweep_mca.yaml", description=__doc__)
+        parse(
+            SweepExperiment,
+            default="experiments/demo/sweep_mca.yaml",
+            description=__doc__,
+            check=check_sweep,
+        )
     )
 
 

@@ -180,6 +180,19 @@ def test_free_keys_take_the_rest_of_the_path() -> None:
     assert study.sweep.controls == {"tube": {"mask.name": "tube"}}
 
 
+def test_an_empty_mapping_empties_free_keys_and_no_section(tmp_path: Path) -> None:
+    text = "encoder: {depth: 2}\nsweep: {axes: {lr: [1]}, controls: {tube: {lr: 2}}}\n"
+    file = write(tmp_path, "x.yaml", text)
+    assert load(Study, file, ["sweep.controls={}"]).sweep == Sweep(axes={"lr": [1]})
+    assert load(Study, file, ["sweep.controls={other: {lr: 3}}"]).sweep.controls.keys() == {
+        "tube",
+        "other",
+    }
+    assert load(Study, file, ["encoder={}", "sweep={}"]) == load(Study, file)
+    above = write(tmp_path, "y.yaml", "base: x.yaml\nsweep: {axes: {}}\n")
+    assert load(Study, above).sweep.axes == {}
+
+
 def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     file = write(tmp_path, "x.yaml", "lr: fast\nmask:\n  name: motion_box\n  insde_ratio: 0.5\n")
     with pytest.raises(ConfigError) as caught:
@@ -191,7 +204,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "  - 'a..b=1' is not of the form key.path=value",
         "  - the value of 'path=[' is not YAML: line 1, column 2: "
         "expected the node content, but found '<stream end>'",
-        f"  - unknown key 'mask.insde_ratio'; did you mean 'inside_ratio'? ({file}:4)",
+        f"  - unknown key 'mask.insde_ratio'; did you mean 'mask.inside_ratio'? ({file}:4)",
         "  - sizes.1 should be a valid integer, unable to parse string as an integer, "
         "not 'x' (command line)",
         "  - lr should be a valid number, unable to parse string as a number, "

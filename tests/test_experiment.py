@@ -24,8 +24,11 @@ def demo(*overrides: str) -> Experiment:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["mask.mask_ration=0.5"], r"unknown key 'mask.mask_ration'; did you mean 'mask_ratio'"),
-        (["finetune.epoch=3"], r"unknown key 'finetune.epoch'; did you mean 'epochs'"),
+        (
+            ["mask.mask_ration=0.5"],
+            r"unknown key 'mask.mask_ration'; did you mean 'mask.mask_ratio'",
+        ),
+        (["finetune.epoch=3"], r"unknown key 'finetune.epoch'; did you mean 'finetune.epochs'"),
         (["mask.name=tubes"], r"mask.*tubes.*tube.*motion_box"),
         (["motion.flow={name: raft}"], r"motion.flow.*raft.*tvl1.*dis.*farneback"),
         (["pretrain.epochs=many"], r"pretrain.epochs should be a valid integer.*many"),
@@ -74,7 +77,7 @@ def test_sweep_axis_must_be_a_setting() -> None:
 
     file = REPOSITORY / "experiments/demo/sweep_mask_ratio.yaml"
     wrong = load(SweepExperiment, file, ["sweep.axes={mask.inside_ration: [0.5]}"])
-    with pytest.raises(ConfigError, match=r"mask.inside_ration'; did you mean 'inside_ratio'"):
+    with pytest.raises(ConfigError, match=r"mask.inside_ration'; did you mean 'mask.inside_ratio'"):
         plan(wrong)
     beyond = load(SweepExperiment, file, ["sweep.axes={mask.inside_ratio: [0.5, 1.5]}"])
     with pytest.raises(ConfigError, match=r"mask.inside_ratio should be less than or equal to 1"):

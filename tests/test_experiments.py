@@ -13,10 +13,11 @@ from learning import Silent
 from kinema import storage
 from kinema.config import load
 from kinema.experiment import Experiment, SweepExperiment, pretrain_key, run_key
+from kinema.motion.annotated import located
 from kinema.motion.parts import row_digest
 from kinema.motion.store import MotionStore
 from kinema.pipelines.direct import DirectTest, run_direct
-from kinema.pipelines.one_video import extract_one, located
+from kinema.pipelines.one_video import extract_one
 from kinema.pipelines.prepare import Prepared, prepare_manifest
 from kinema.pipelines.probe import Asked, probe
 from kinema.pipelines.sweep import plan

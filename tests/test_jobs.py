@@ -49,6 +49,29 @@ def test_misspelt_key_is_told_the_nearest_one(job: str) -> None:
         call(job, [*REQUIRED.get(job, []), wrong])
 
 
+@pytest.mark.parametrize("job", ["sweep.py", "sweep_mask_ratio.py", "sweep_mca.py"])
+def test_a_dry_run_of_a_sweep_says_what_the_run_would_refuse(job: str) -> None:
+    for wrong in ("mask.mask_ratioo: [0.5]", "mask.mask_ratio: [0.5, 1.5]"):
+        with pytest.raises(ConfigError, match=r"mask\.mask_ratio"):
+            call(job, [f"sweep.axes={{{wrong}}}", "--dry-run"])
+    swept = ["sweep.axes={mask.mask_ratio: [0.5]}", "mask.mask_ratio=0.9", "--dry-run"]
+    with pytest.raises(ConfigError, match=r"mask\.mask_ratio is swept: give sweep\.axes="):
+        call(job, swept)
+
+
+@pytest.mark.parametrize("option", ["--help", "--dry-run"])
+def test_the_demo_shows_its_settings_without_a_cluster(option: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "jobs/demo.py", option],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "inside_ratio" in done.stdout
+    assert "dashboard" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("job", KEEPS)
 def test_storage_that_cannot_be_written_is_told_before_any_work(job: str) -> None:
     with pytest.raises(StorageError, match=r"storage root /proc/kinema cannot be written; set "):

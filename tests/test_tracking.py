@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,44 @@ def test_same_key_continues_the_run(root: Path) -> None:
     assert [step for step, _ in history(root, run_id, "pretrain/loss")] == [0, 1, 2, 3]
     again.finish(run_id, "FINISHED")
     assert runs(root)[0].info.status == "FINISHED"
+
+
+def test_a_planned_run_begins_when_it_starts(root: Path) -> None:
+    tracker = Tracker(str(root), STUDY)
+    tracker.run("sweep", "sweep")
+    handles = {name: tracker.run(name, name, "sweep", planned=True) for name in "abc"}
+    for handle in handles.values():
+        tracker.attach(handle, b"seed: 0", "config.yaml")
+    assert [run.info.run_name for run in runs(root)] == ["sweep"]
+    before = time.time() * 1000
+    tracker.start(handles["a"])
+    tracker.log(handles["b"], points("loss", 0))
+    tracker.finish(handles["c"], "FAILED", "its pretraining failed")
+    found = {run.info.run_name: run.info for run in runs(root)}
+    assert {name: found[name].status for name in "abc"} == {
+        "a": "RUNNING", "b": "RUNNING", "c": "FAILED",
+    }  # fmt: skip
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    for name in "abc":
+        assert found[name].start_time >= before
+        assert [file.path for file in client.list_artifacts(found[name].run_id)] == ["config.yaml"]
+    tracker.log(handles["a"], points("loss", 0))
+    assert history(root, found["a"].run_id, "loss") == [(0, 0.0)]
+
+
+def test_a_run_is_finished_when_the_server_shows_all_of_it(root: Path) -> None:
+    tracker = Tracker(str(root), STUDY)
+    tracker.run("sweep", "sweep")
+    assert not tracker.is_finished("trial", "sweep")
+    run_id = tracker.run("trial", "trial", "sweep")
+    assert not tracker.is_finished("trial", "sweep")
+    tracker.finish(run_id, "FINISHED")
+    assert tracker.is_finished("trial", "sweep")
+    assert not tracker.is_finished("trial")
+    assert Tracker(str(root), STUDY).is_finished("trial", "sweep")
+    failed = tracker.run("other", "other")
+    tracker.finish(failed, "FAILED", "why")
+    assert not tracker.is_finished("other")
 
 
 def test_same_key_under_two_parents_is_two_runs(root: Path) -> None:

@@ -18,6 +18,7 @@ from kinema.schema import Key, Place, list_keys
 T = TypeVar("T", bound=BaseModel)
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _USAGE_ERROR = 2
+_INTERRUPTED = 130
 _NOT_READ = 141
 """What a shell reports of a program that writes to a closed pipe."""
 
@@ -29,6 +30,7 @@ def parse(
     default: str | None,
     description: str | None,
     positional: Sequence[str] = (),
+    check: Callable[[T, Sequence[str]], object] | None = None,
 ) -> T:
     """Settings of a job from `[experiment.yaml] [key.path=value ...] [--help] [--dry-run]`.
 
@@ -40,6 +42,8 @@ def parse(
         default: experiment to use when none is given, a path in the repository.
         description: what the job does, for `--help`.
         positional: keys whose values are given in this order without `key=`, in place of a file.
+        check: called with the settings and the keys that were given, before `--dry-run` ends the
+            program; raises ConfigError for what the settings alone do not show.
 
     Raises:
         ConfigError: the arguments or the settings are wrong.
@@ -50,6 +54,8 @@ def parse(
         raise SystemExit(0)
     file, overrides = _split(arguments, positional)
     config = load(spec, file, overrides, _in_repository(default))
+    if check is not None:
+        check(config, [override.partition("=")[0] for override in overrides])
     _show(to_yaml(config))
     if "--dry-run" in arguments:
         raise SystemExit(0)
@@ -67,6 +73,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KinemaError as error:
         print(error, file=sys.stderr)
         raise SystemExit(_USAGE_ERROR) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
     raise SystemExit(status or 0)
 
 
@@ -92,8 +101,12 @@ def _split(arguments: Sequence[str], positional: Sequence[str]) -> tuple[str | N
             problems.append(f"unknown option '{argument}'; options are --help and --dry-run")
         elif "=" in argument:
             overrides.append(argument)
-        else:
+        elif positional or "/" in argument or argument.endswith((".yaml", ".yml")):
             plain.append(argument)
+        else:
+            problems.append(
+                f"'{argument}' is neither an experiment file (.yaml) nor of the form key.path=value"
+            )
     if positional and len(plain) > len(positional):
         problems.append(f"give {_in_capitals(positional)}, not {' '.join(plain)}")
     elif not positional and len(plain) > 1:

@@ -256,9 +256,9 @@ def _nearest_key(spec: type[BaseModel], path: Sequence[str], holder: Place) -> s
     elsewhere = [k.path for k in known if k.path.endswith(f".{key}")]
     if elsewhere and not difflib.get_close_matches(key, holder.keys, n=1):
         return f"; did you mean '{elsewhere[0]}'?"
-    return _nearest(key, holder.keys)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    section = "".join(f"{part}." for part in above)
+    beside = [k.path.removeprefix(section) for k in known if k.path.startswith(section)]
+    close = difflib.get_close_matches(key, [*holder.keys, *beside], n=1)
+    return (
+        f"; did you mean '{section}{close[0]}'?" if close else f"; known: {', '.join(holder.keys)}"
+    )

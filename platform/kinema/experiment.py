@@ -272,6 +272,11 @@ _NOT_RESULTS = {"name", "paper", "method", "storage", "loader", "compute", "extr
 _PRETRAINING = {"seed", "data", "motion", "model", "mask", "target", "pretrain"}
 
 
+def deciding_settings(experiment: Experiment) -> dict[str, Any]:
+    """The settings that decide what a run on given videos computes, as plain data."""
+    return experiment.model_dump(mode="json", include=set(Experiment.model_fields) - _NOT_RESULTS)
+
+
 def pretrain_key(experiment: Experiment, manifest_digest: str) -> str:
     """Names what pretraining computes: same key, same encoder."""
     used = set(_PRETRAINING)

@@ -44,6 +44,11 @@ class Place:
         return list(dict.fromkeys(key for model in self.models for key in model.model_fields))
 
     @property
+    def is_free(self) -> bool:
+        """Whether it is a mapping whose keys its author chooses."""
+        return bool(self._mapping_values()) and not self.models
+
+    @property
     def takes_one_key(self) -> bool:
         """Whether the rest of a dotted path is a single key, as in `sweep.axes.mask.name`."""
         below = [Place.of(value) for value in self._mapping_values()]
@@ -142,7 +147,7 @@ def merge(place: Place, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> d
 
     A section that `lower` does not mention starts from its field's default. One whose `name`
     chooses what it is, and which gets another name, starts anew: a tube mask keeps nothing of a box
-    mask.
+    mask. An empty mapping empties one whose keys are free, which nothing else could.
     """
     if place.names:
         name = upper.get("name", lower.get("name"))
@@ -150,7 +155,9 @@ def merge(place: Place, lower: Mapping[str, Any], upper: Mapping[str, Any]) -> d
         place = place.narrow(name)
     merged = dict(lower)
     for key, value in upper.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not value and place.child(key).is_free:
+            merged[key] = {}
+        elif isinstance(value, Mapping):
             below = merged.get(key)
             below = below if isinstance(below, Mapping) else place.default(key)
             merged[key] = merge(place.child(key), below, value)

@@ -74,12 +74,14 @@ class _OpenRun:
 
     `history` holds the steps that the server already had per metric, looked up once per metric and
     only for a run that existed before; None for one made here. `tags` are those it has from here.
+    `planned` until it starts: the server hears of it then, and so has its true start.
     """
 
     journal: Journal
     run_id: str | None = None
     history: dict[str, set[int]] | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    planned: bool = False
 
     @property
     def header(self) -> RunHeader:
@@ -122,6 +124,7 @@ class Tracker:
         parent_key: str | None = None,
         params: Mapping[str, Scalar] | None = None,
         tags: Mapping[str, str] | None = None,
+        planned: bool = False,
     ) -> str:
         """Start the run `key`, or go on with it where it exists; the run is RUNNING afterwards.
 
@@ -132,9 +135,13 @@ class Tracker:
             key: what is computed; a run is found again by it and `parent_key`.
             name: shown in the interface.
             parent_key: of the run it is listed under, started before.
+            params: settings.
+            tags: beside kinema's own.
+            planned: it starts later, by `start`, its first metrics or its end.
 
         Returns:
-            The MLflow run id, or during an outage a handle that serves in its place here.
+            The MLflow run id; during an outage, or of a planned run, a handle that serves in its
+            place here.
 
         Raises:
             StorageError: the server refuses the run for good.
@@ -144,13 +151,35 @@ class Tracker:
             self.experiment, key, name, parent_key, dict(params or {}), dict(tags or {})
         )
         journal.begin(header)
-        run = _OpenRun(journal)
+        run = _OpenRun(journal, planned=planned)
         self._runs[run.handle] = run
+        if planned:
+            return run.handle
         try:
             self._attempt(lambda: self._send(run))
         except _Refusal as refusal:
             raise StorageError(f"MLflow at {self.tracking_uri}: {refusal}") from refusal
         return run.handle
+
+    def start(self, run_id: str) -> None:
+        """Start a planned run; another one is left as it is."""
+        run = self._find(run_id)
+        run.planned = False
+        self._flush(run)
+
+    def is_finished(self, key: str, parent_key: str | None = None) -> bool:
+        """Whether the server shows this run as finished, and lacks nothing of it."""
+        found: list[Run | None] = []
+
+        def look() -> None:
+            with _requests():
+                found.append(self._search(key, parent_key))
+
+        self._attempt(look)
+        journal = Journal(journal_path(self.storage_root, self.experiment, key, parent_key))
+        return any(run is not None and run.info.status == "FINISHED" for run in found) and (
+            journal.settled
+        )
 
     def log(self, run_id: str, points: Iterable[Point]) -> None:
         """Record metrics: (key, value, step, time in ms). A (key, step) counts once for ever.
@@ -163,6 +192,7 @@ class Tracker:
                 raise ValueError(f"metric name {key!r}: use letters, digits, _ - . : and single /")
         run = self._find(run_id)
         if run.journal.add(points):
+            run.planned = False
             self._flush(run)
 
     def summary(self, run_id: str, metrics: Mapping[str, float]) -> None:
@@ -199,6 +229,7 @@ class Tracker:
         """Close a run; `reason` becomes a tag. Tries the server once more, whatever the pause."""
         run = self._find(run_id)
         run.journal.finish(status, reason)
+        run.planned = False
         self._silent_until = 0.0
         self._flush(run)
 
@@ -224,6 +255,8 @@ class Tracker:
 
     def _flush(self, run: _OpenRun) -> None:
         """Bring the server up to date with a run's journal, as far as it answers."""
+        if run.planned:
+            return
         try:
             self._attempt(lambda: self._send(run))
         except _Refusal as refusal:

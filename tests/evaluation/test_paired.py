@@ -68,3 +68,9 @@ def test_other_data_are_refused() -> None:
     relabelled = table([True, True]).set_column(1, "label", pa.array([0, 1], pa.int32()))
     with pytest.raises(KinemaError, match=r"1 videos have another label.*v1 \(0 and 1\)"):
         compare(table([True, True]), relabelled)
+
+
+def test_a_video_that_is_there_twice_is_told() -> None:
+    twice = table([True, False, True], ["x", "y", "x"])
+    with pytest.raises(KinemaError, match="B's predictions have a video more than once"):
+        compare(table([True, True], ["x", "y"]), twice)

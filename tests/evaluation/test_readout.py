@@ -101,8 +101,8 @@ def test_a_network_is_loaded_once_per_question(
     from kinema.evaluation import readout
 
     built = []
-    build = readout._build
-    monkeypatch.setattr(readout, "_build", lambda asked: built.append(asked) or build(asked))
+    build = readout.build_network
+    monkeypatch.setattr(readout, "build_network", lambda asked: built.append(asked) or build(asked))
     question = Question(config(seed=3), [entry.id for entry in entries])
     for entry in entries:
         ask(entry, question)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from moving_square import write_manifest, write_video
 
@@ -52,6 +54,31 @@ def test_two_runs_are_compared_and_drawn(
     assert sheet is not None
     assert sheet.std() > 10
     assert not (output / "only_b.png").exists()
+
+
+def test_one_id_must_be_one_video(tmp_path: Path) -> None:
+    paths = [write_video(tmp_path / f"{id}.mp4") for id in IDS]
+    manifests = [
+        write_manifest(tmp_path / f"{name}.parquet", paths) for name in ("one", "same", "other")
+    ]
+    rows = pq.read_table(manifests[2]).to_pylist()
+    rows[3]["digest"] = "f" * 64
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(manifests[2])), manifests[2])
+    one, same, other = (
+        store_run(tmp_path, key * 16, [0, 0, 0, 1], manifest)
+        for key, manifest in zip("abc", manifests, strict=True)
+    )
+    output = str(tmp_path / "out")
+    compare_runs(CompareConfig(run_a=one, run_b=same, output=output))
+    with pytest.raises(KinemaError, match=r"1 of 4 ids name other videos in .*, such as v3: "):
+        compare_runs(CompareConfig(run_a=one, run_b=other, output=output))
+
+
+def test_a_table_of_something_else_is_told(tmp_path: Path) -> None:
+    wrong = str(tmp_path / "wrong.parquet")
+    storage.write_table(wrong, pa.table({"id": ["v0"], "path": ["v0.mp4"]}))
+    with pytest.raises(KinemaError, match="holds no predictions: it has no column 'label'"):
+        find_predictions(wrong, str(tmp_path))
 
 
 def test_a_run_goes_by_path_key_or_mlflow_id(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from kinema import storage
 from kinema.config import load
-from kinema.errors import ConfigError, KinemaError
+from kinema.errors import ConfigError, KinemaError, WeightsError
 from kinema.models.classifier import Classifier, PlainHead
 from kinema.models.weights import save_weights
 from kinema.pipelines.evaluate import EvaluateExperiment, Judged, evaluate_prepared, text_of
@@ -175,3 +175,6 @@ def test_a_missing_classifier_and_an_empty_split_are_told(
         run(clips, str(tmp_path / "absent.safetensors"), tmp_path)
     with pytest.raises(ConfigError, match="split validation: cannot be tested on"):
         run(clips, classifier, tmp_path, "split=validation")
+    with pytest.raises(WeightsError, match=r"embed_dim: \d+ in the file, 64 in the model"):
+        run(clips, classifier, tmp_path, "model.embed_dim=64")
+    assert not (tmp_path / "readouts").exists()

@@ -65,7 +65,8 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str | None]]:
     manifest = SimpleNamespace(digest=DIGEST)
     prepared = Prepared("manifest.parquet", manifest)  # type: ignore[arg-type]
     monkeypatch.setattr(study_module, "begin", begin)
-    monkeypatch.setattr(study_module, "start_tracker", lambda *arguments: None)
+    tracker = SimpleNamespace(is_finished=lambda *keys: False)
+    monkeypatch.setattr(study_module, "start_tracker", lambda *arguments: tracker)
     monkeypatch.setattr(module, "start", lambda config: None)
     monkeypatch.setattr(module, "prepare", lambda experiments, check: prepared)
     return ended
@@ -198,6 +199,7 @@ def worker(folder: Path, attempt: str) -> dict[str, Any]:
         "tracker": None,
         "failure": failure,
         "attempt": attempt,
+        "talks": False,
     }
 
 
@@ -268,7 +270,10 @@ def test_a_source_without_videos_ends_no_other(tmp_path: Path) -> None:
         for name, seed in {"good": 0, "bad": 1}.items()
     }
     study = SimpleNamespace(
-        run_key=lambda cell: cell.name, result=lambda cell: {}, open=list, close=None
+        run_key=lambda cell: cell.name,
+        result=lambda cell: {},
+        open=lambda *cells, **more: {},
+        close=None,
     )
     checked: list[Experiment] = []
     with pytest.MonkeyPatch.context() as patch:

@@ -104,7 +104,7 @@ def test_cell_is_the_targets_videos_under_the_sources_network(tmp_path: Path) ->
 def test_target_that_is_no_valid_experiment(tmp_path: Path) -> None:
     experiment = matrix(tmp_path, "transfer.targets.plain={finetune: {epoch: 3}}")
     place = places(experiment.transfer)[0]
-    with pytest.raises(ConfigError, match="did you mean 'epochs'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'finetune\.epochs'"):
         cell_experiment(experiment, place, plan_sources(experiment)["plain"], None)
 
 

@@ -79,7 +79,7 @@ def test_what_cannot_be_planned(override: str, message: str, tmp_path: Path) -> 
 
 def test_variant_that_is_no_valid_experiment(tmp_path: Path) -> None:
     experiment = sweep(TABLE, tmp_path, "sweep.variants.wrong={mask: {nmae: tube}}")
-    with pytest.raises(ConfigError, match="did you mean 'name'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'mask\.name'"):
         plan(experiment)
 
 

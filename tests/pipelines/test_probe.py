@@ -145,6 +145,17 @@ def test_every_group_is_answered_about_once(tmp_path: Path, here: pytest.MonkeyP
     assert {group["encoder"] for group in outcome["groups"].values()} == {"not seen in pretraining"}
 
 
+def test_classes_of_one_group_alone_are_told(
+    tmp_path: Path, here: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here.setattr(module, "read_out", telling([]))
+    chosen = experiment(tmp_path, "pretrain=null", "protocol=leave_one_group_out")
+    probe(asked(chosen, groups=5))
+    assert "in one group alone" not in capsys.readouterr().out
+    probe(asked(chosen, groups=8))  # as many as classes, dealt alike
+    assert "8 of 8 classes are in one group alone: their 72 videos" in capsys.readouterr().out
+
+
 def test_videos_without_a_group_cannot_be_left_out(
     tmp_path: Path, here: pytest.MonkeyPatch
 ) -> None:

@@ -62,8 +62,11 @@ def compare(a: pa.Table, b: pa.Table) -> Comparison:
     """Compare two tables of predictions (`multiview.prediction_table`), video by video.
 
     Raises:
-        KinemaError: no video is in both, or they disagree about a label.
+        KinemaError: no video is in both, one is twice in a table, or they disagree about a label.
     """
+    for name, table in (("A", a), ("B", b)):
+        if len(set(table["id"].to_pylist())) < len(table):
+            raise KinemaError(f"{name}'s predictions have a video more than once")
     rows_a, rows_b = (
         {row["id"]: row for row in table.select(["id", "label", "predicted"]).to_pylist()}
         for table in (a, b)

@@ -83,7 +83,7 @@ class Reader:
     ) -> None:
         self.config, self.device = config, device
         self._motion = None if store is None else store.open(ids)
-        self._network = _build(config).to(device).eval()
+        self._network = build_network(config).to(device).eval()
 
     @torch.inference_mode()
     def read(self, entry: Entry) -> NDArray[np.float32]:
@@ -149,7 +149,13 @@ def _chunks(num_views: int, config: ReadoutConfig) -> Iterator[range]:
     return (range(at, min(at + size, num_views)) for at in range(0, num_views, size))
 
 
-def _build(config: ReadoutConfig) -> nn.Module:
+def build_network(config: ReadoutConfig) -> nn.Module:
+    """The network that is asked, on the CPU.
+
+    Raises:
+        WeightsError: the weights are of another network.
+        StorageError: they are missing.
+    """
     torch.manual_seed(config.seed)
     if config.output != "logits":
         encoder = build_encoder(config.model)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from kinema.figures.table import GREY, INK
 
 COLUMNS = 4
+GAP = 3
+"""Pixels between two frames."""
 TILE_WIDTH = 3.0
 """Inches; room for the three frames of a video side by side."""
 CAPTION = 0.55
@@ -38,14 +40,15 @@ def disagreement_sheet(title: str, videos: Sequence[Thumbnail], loser: str) -> F
         videos: at least one.
         loser: name of the run that is wrong.
     """
-    rows = -(-len(videos) // COLUMNS)
+    columns = min(COLUMNS, max(2, len(videos)))
+    rows = -(-len(videos) // columns)
     heights = [_height(video) for video in videos]
     tile = max(heights) + CAPTION
-    width, height = COLUMNS * TILE_WIDTH, rows * tile + 0.6
+    width, height = columns * TILE_WIDTH, rows * tile + 0.6
     figure = Figure(figsize=(width, height), facecolor="white")
     figure.text(0.01, 1 - 0.3 / height, title, fontsize=11, fontweight="bold", color=INK)
     for index, video in enumerate(videos):
-        row, column = divmod(index, COLUMNS)
+        row, column = divmod(index, columns)
         top = height - 0.5 - row * tile
         box = (
             (column * TILE_WIDTH + 0.06) / width,
@@ -54,7 +57,9 @@ def disagreement_sheet(title: str, videos: Sequence[Thumbnail], loser: str) -> F
             heights[index] / height,
         )
         axes = figure.add_axes(box)
-        axes.imshow(np.concatenate(list(video.frames), axis=1))
+        gap = np.full((len(video.frames[0]), GAP, 3), 255, np.uint8)
+        parts = [part for frame in video.frames for part in (frame, gap)][:-1]
+        axes.imshow(np.concatenate(parts, axis=1))
         axes.set_axis_off()
         lines = [
             (textwrap.shorten(video.label, CHARACTERS), INK),
@@ -69,4 +74,5 @@ def disagreement_sheet(title: str, videos: Sequence[Thumbnail], loser: str) -> F
 
 def _height(video: Thumbnail) -> float:
     rows, columns = video.frames[0].shape[:2]
-    return float((TILE_WIDTH - 0.12) * rows / (columns * len(video.frames)))
+    width = columns * len(video.frames) + GAP * (len(video.frames) - 1)
+    return float((TILE_WIDTH - 0.12) * rows / width)

@@ -107,7 +107,7 @@ def sweep_table(rows: Sequence[Row], axes: Sequence[str]) -> TextTable:
         bold=frozenset(
             (i, column)
             for i in swept
-            if ordered[i]["top1"] == best
+            if ordered[i]["top1"] == best and len(swept) > 1
             for column in range(len(header))
         ),
         rules=frozenset({sum(not row["control"] for row in rows)}),

@@ -68,6 +68,12 @@ def load_weights(module: nn.Module, path: str) -> None:
         StorageError: the file is missing.
     """
     saved, described, encoder = _read_tensors(path), read_description(path), encoder_of(module)
+    if described["model"] != type(module).__name__:
+        raise WeightsError(
+            f"{path}: weights of a network of class {described['model']}, not"
+            f" {type(module).__name__}"
+        )
+    lines = [] if encoder is None else _differences(described["encoder"], encoder.config)
     wanted = module.state_dict()
     wrong = sorted(
         name
@@ -79,8 +85,9 @@ def load_weights(module: nn.Module, path: str) -> None:
         raise WeightsError(
             f"{path}: {share:.1%} of the tensors of {type(module).__name__} matched;"
             f" missing, left over or of another shape: {_some(wrong)}"
+            + "".join(f"\n  - {line}" for line in lines)
         )
-    if encoder is not None and (lines := _differences(described["encoder"], encoder.config)):
+    if lines:
         raise WeightsError(
             f"{path}: all tensors matched, but not the encoder's settings: {'; '.join(lines)}"
         )

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt
 
 from kinema import storage
 from kinema.config import Config
-from kinema.errors import VideoError
+from kinema.errors import KinemaError, VideoError
 from kinema.evaluation.epic import combined_accuracies
 from kinema.evaluation.paired import Comparison, compare
 from kinema.figures.disagreements import Thumbnail, disagreement_sheet
@@ -66,6 +66,7 @@ def compare_runs(config: CompareConfig) -> Comparison:
         KinemaError: a run is not found, or the two were tested on different data.
     """
     a, b = (find_predictions(name, config.root) for name in (config.run_a, config.run_b))
+    _require_same_videos(a, b)
     found = compare(a.table, b.table)
     output = storage.absolute(config.output)
     manifest = _manifest(config, (a, b))
@@ -81,6 +82,30 @@ def compare_runs(config: CompareConfig) -> Comparison:
         for which in ("a", "b"):
             _write_sheet(found, which, manifest, names, config.num_thumbnails, output)
     return found
+
+
+def _require_same_videos(a: Predictions, b: Predictions) -> None:
+    """Check that an id is the same video in both runs, where both name their manifest."""
+    uris = [str(run.result["manifest"]) for run in (a, b) if run.result.get("manifest")]
+    if len(uris) < 2 or uris[0] == uris[1]:
+        return
+    known_a, known_b = (
+        {
+            entry.id: (digest, entry.start_s, entry.end_s)
+            for manifest in (Manifest.read(uri),)
+            for entry, digest in zip(
+                manifest.rows(), manifest.table["digest"].to_pylist(), strict=True
+            )
+        }
+        for uri in uris
+    )
+    tested = set(a.table["id"].to_pylist()) & set(b.table["id"].to_pylist())
+    unlike = sorted(id for id in tested if known_a.get(id) != known_b.get(id))
+    if unlike:
+        raise KinemaError(
+            f"{len(unlike)} of {len(tested)} ids name other videos in the other run, such as"
+            f" {unlike[0]}: {a.name} was tested on {uris[0]}, {b.name} on {uris[1]}"
+        )
 
 
 def combine_epic(config: EpicConfig) -> None:

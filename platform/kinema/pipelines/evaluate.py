@@ -90,7 +90,8 @@ def evaluate_prepared(experiment: EvaluateExperiment, prepared: Prepared) -> Jud
     if not storage.exists(checkpoint):
         raise KinemaError(
             f"no classifier at {checkpoint}; make it with jobs/finetune.py and the same settings,"
-            " or give checkpoint=.../best.safetensors"
+            " or give checkpoint=.../best.safetensors (a run's settings include evaluation.*: to"
+            " test it with other views, name its checkpoint)"
         )
     split, entries = tested_entries(experiment, manifest)
     config = logits_config(experiment, checkpoint, manifest.num_classes)
@@ -205,6 +206,7 @@ def _keep(evaluation: Evaluation, result: dict[str, Any], manifest: Manifest, fo
     pa.csv.write_csv(confusion_table(matrix, names), content)
     storage.write_bytes(storage.join(folder, "classes.csv"), content.getvalue())
     title = f"top-1 {result['metrics']['test/top1']:.1%} of {result['num_tested']} videos"
+    title += "" if evaluation.comparable else ", not comparable"
     picture = io.BytesIO()
     confusion_figure(matrix, names, title).savefig(picture, dpi=DPI, format="png")
     storage.write_bytes(storage.join(folder, "confusion.png"), picture.getvalue())

@@ -14,6 +14,7 @@ from kinema.trial import PREDICTIONS_FILE, RESULT_FILE
 
 _KINDS = ("runs", "evaluations", "probes", "boxes_only")
 _SHORTEST_KEY = 6
+COLUMNS = ("id", "label", "predicted", "probabilities")
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,22 @@ def find_predictions(name: str, root: str) -> Predictions:
         root: absolute storage root, where keys are looked up.
 
     Raises:
-        KinemaError: nothing, or more than one run, answers to the name.
+        KinemaError: nothing, or more than one run, answers to the name, or it is no table of
+            predictions.
     """
     uri = storage.absolute(name) if name.endswith(".parquet") else _in_folder(name, root)
     if not storage.exists(uri):
         raise KinemaError(f"{uri} does not exist; test the run first (jobs/finetune.py)")
     beside = storage.join(uri.rpartition("/")[0], RESULT_FILE)
     result = storage.read_json(beside) if storage.exists(beside) else {}
-    return Predictions(name, uri, storage.read_table(uri), result)
+    table = storage.read_table(uri)
+    missing = [column for column in COLUMNS if column not in table.column_names]
+    if missing:
+        raise KinemaError(
+            f"{uri} holds no predictions: it has no column {missing[0]!r}; a run leaves"
+            f" {', '.join(COLUMNS)}"
+        )
+    return Predictions(name, uri, table, result)
 
 
 def _in_folder(name: str, root: str) -> str:

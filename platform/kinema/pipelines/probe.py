@@ -33,7 +33,7 @@ from kinema.pipelines.direct import tested_split
 from kinema.pipelines.prepare import Prepared, prepare_manifest, start
 from kinema.pipelines.readout import ReadingConfig, read_out, readout_key
 from kinema.pipelines.single import accuracy_line, complete, unread_lines
-from kinema.pipelines.study import begin, close
+from kinema.pipelines.study import begin, close, give_up
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import bundles
 from kinema.training.pretrain import ENCODER_FILE, keep_clips
@@ -155,7 +155,7 @@ def probe_experiment(experiment: ProbeExperiment) -> int:
     try:
         outcome = probe(asked)
     except BaseException as error:
-        close(run, None, f"{type(error).__name__}: {error}")
+        give_up(run, error)
         raise
     close(run, outcome, None)
     print(f"encoder     {asked.weights or f'random weights, seed {experiment.seed}'}")
@@ -205,6 +205,8 @@ def probe(asked: Asked) -> dict[str, Any]:
                 f" {alone[0]}; index them with jobs/index_videos.py group=..."
             ]
         )
+    if by_group:
+        _warn_of_lone_classes(tested)
     trained = manifest.select("train").rows()
     fitted = [] if by_group else [entry for entry in trained if entry.label is not None]
     entries = [*fitted, *tested]
@@ -247,6 +249,21 @@ def probe(asked: Asked) -> dict[str, Any]:
     }
     storage.write_json(storage.join(asked.folder, trial.RESULT_FILE), outcome)
     return outcome
+
+
+def _warn_of_lone_classes(tested: Sequence[Entry]) -> None:
+    """Say which classes a probe fitted to the other groups cannot know."""
+    groups: dict[int | None, set[str | None]] = {}
+    for entry in tested:
+        groups.setdefault(entry.label, set()).add(entry.group)
+    lone = {label for label, found in groups.items() if len(found) == 1}
+    if lone:
+        count = sum(entry.label in lone for entry in tested)
+        print(
+            f"{len(lone)} of {len(groups)} classes are in one group alone: their {count} videos"
+            " cannot be got right",
+            flush=True,
+        )
 
 
 def _announce(experiment: ProbeExperiment, num_videos: int) -> None:

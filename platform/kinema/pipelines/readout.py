@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from kinema import storage
 from kinema.config import Config, fingerprint
 from kinema.errors import KinemaError
-from kinema.evaluation.readout import READOUT_VERSION, Question, ReadoutConfig, ask
+from kinema.evaluation.readout import READOUT_VERSION, Question, ReadoutConfig, ask, build_network
 from kinema.motion.annotated import located
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.store import MotionStore
@@ -111,6 +111,7 @@ def read_out(
 
     Raises:
         ClusterError: the cluster can never give an actor what it asks for.
+        WeightsError: the weights are of another network.
         KinemaError: an answer is not finite.
     """
     bundle = {"CPU": 1.0} | ({"GPU": reading.gpus_per_worker} if reading.gpus_per_worker else {})
@@ -122,6 +123,8 @@ def read_out(
     work = None if motion is None else located(motion, manifest_uri)
     digest = partial(_digest, work=work)
     todo, _ = outdated(entries, parts.digests(), digest)
+    if todo:
+        build_network(config)  # weights that do not fit are no fault of any video
     parts.drop(entry.id for entry in todo)
     store = None if motion is None else MotionStore(root, motion, manifest)
     question = Question(config, [entry.id for entry in todo], store)

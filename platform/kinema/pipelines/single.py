@@ -8,7 +8,7 @@ from typing import Any
 from kinema import trial
 from kinema.experiment import Experiment, run_key
 from kinema.pipelines.prepare import prepare, start
-from kinema.pipelines.study import begin, close
+from kinema.pipelines.study import begin, close, give_up
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import train
 from kinema.video.sources import SPLITS
@@ -45,15 +45,20 @@ def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
     """
     prepared = prepare([experiment], trial.check_clips)
     digest = prepared.manifest.digest
-    tracker = start_tracker(experiment.root, experiment.name)
-    run = begin(tracker, experiment, run_key(experiment, digest), experiment.method, prepared)
+    tracker, key = start_tracker(experiment.root, experiment.name), run_key(experiment, digest)
+    done, folder = trial.result(experiment, digest), trial.run_uri(experiment, digest)
+    if done is not None and trial.is_complete(done) and tracker.is_finished(key):
+        return done, folder
+    run = begin(tracker, experiment, key, experiment.method, prepared)
     try:
-        outcome = train(experiment, prepared.manifest_uri, digest, run)
+        outcome = train(experiment, prepared.manifest_uri, digest, run, talks=True)
     except BaseException as error:
-        close(run, None, f"{type(error).__name__}: {error}")
+        if isinstance(error, KeyboardInterrupt):
+            print("the same command continues this run", flush=True)
+        give_up(run, error)
         raise
     close(run, outcome, None)
-    return outcome, trial.run_uri(experiment, digest)
+    return outcome, folder
 
 
 def unread_lines(outcome: Mapping[str, Any]) -> list[str]:

@@ -29,8 +29,9 @@ def begin(
     prepared: Prepared,
     parent_key: str | None = None,
     extra: Mapping[str, Any] | None = None,
+    planned: bool = False,
 ) -> RemoteTracker:
-    """Start (or go on with) the tracked run of an experiment: params, tags, config, environment."""
+    """Start, continue or plan the tracked run of an experiment: params, tags, config, packages."""
     run = tracker.run(
         key,
         name,
@@ -43,6 +44,7 @@ def begin(
             store_digest=None if experiment.motion is None else fingerprint(experiment.motion),
             ray_job_id=ray.get_runtime_context().get_job_id(),
         ),
+        planned=planned,
     )
     run.text(to_yaml(experiment), "config/experiment.yaml")
     run.text(provenance.installed_packages(), "environment/packages.txt")
@@ -60,6 +62,13 @@ def close(run: RemoteTracker, outcome: Mapping[str, Any] | None, reason: str | N
         run.content(storage.read_bytes(outcome["predictions"]), "predictions/test.parquet")
     run.json(dict(outcome), "result.json")
     run.finish("FINISHED")
+
+
+def give_up(run: RemoteTracker, error: BaseException) -> None:
+    """End a run that could not go on."""
+    killed = isinstance(error, KeyboardInterrupt | SystemExit)
+    status: Status = "KILLED" if killed else "FAILED"
+    run.finish(status, f"{type(error).__name__}: {error}")
 
 
 class Study(ABC):
@@ -122,19 +131,20 @@ class Study(ABC):
         """Close the runs of trials that are done; returns the others."""
         unfinished = [item for item in trials if not self.is_done(item)]
         for item in trials:
-            if item not in unfinished:
+            done = item not in unfinished
+            if done and not self.tracker.is_finished(self.run_key(item), self.key):
                 self.open([item])
                 self.close(item, None)
         print(f"{len(trials) - len(unfinished)} of {len(trials)} trials are done", flush=True)
         return unfinished
 
-    def open(self, trials: Sequence[Trial]) -> dict[str, RemoteTracker]:
-        """The runs of `trials`, below the study's."""
+    def open(self, trials: Sequence[Trial], planned: bool = False) -> dict[str, RemoteTracker]:
+        """The runs of `trials`, below the study's; planned ones start later."""
         for item in trials:
             key, data = self.run_key(item), self.data(item)
             extra = {"control": str(item.control).lower(), **item.settings}
             self._runs[item.name] = begin(
-                self.tracker, item.experiment, key, item.name, data, self.key, extra
+                self.tracker, item.experiment, key, item.name, data, self.key, extra, planned
             )
         return {item.name: self._runs[item.name] for item in trials}
 
@@ -150,10 +160,9 @@ class Study(ABC):
                 storage.write_bytes(storage.join(self.folder, file.name), file.read_bytes())
                 self.parent.artifact(file, self.kind)
         done = [row for row in rows if row["status"] == "done"]
-        if any("top1" in row for row in done):
-            self.parent.summary(
-                {f"{self.kind}/top1_best": max(row["top1"] for row in done if "top1" in row)}
-            )
+        reached = [row["top1"] for row in done if "top1" in row and not row.get("control")]
+        if reached:
+            self.parent.summary({f"{self.kind}/top1_best": max(reached)})
         lost = len(rows) - len(done)
         self.parent.finish(
             "FAILED" if lost else "FINISHED",
@@ -163,10 +172,8 @@ class Study(ABC):
 
     def abandon(self, error: BaseException) -> None:
         """End what is still open: the study could not go on."""
-        killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        status: Status = "KILLED" if killed else "FAILED"
         for run in [*self._runs.values(), self.parent]:
-            run.finish(status, f"{type(error).__name__}: {error}")
+            give_up(run, error)
 
 
 class SweepStudy(Study):

@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kinema import trial
+from kinema.config import fingerprint
 from kinema.errors import ConfigError
 from kinema.experiment import (
     VARIANT,
     Experiment,
     SweepConfig,
     SweepExperiment,
+    deciding_settings,
     pretrain_key,
-    run_key,
 )
 from kinema.pipelines.prepare import Prepared, prepare, start
 from kinema.pipelines.study import SweepStudy
@@ -57,6 +58,25 @@ def plan(experiment: SweepExperiment) -> list[Trial]:
     return trials
 
 
+def check_sweep(experiment: SweepExperiment, given: Sequence[str]) -> None:
+    """All that can be said of a sweep before it runs.
+
+    Args:
+        experiment: as read.
+        given: keys that the command line sets.
+
+    Raises:
+        ConfigError: as `plan`, or an axis overrules what was given.
+    """
+    clash = [key for key in given if key in experiment.sweep.axes]
+    if clash:
+        raise ConfigError(
+            [f"{key} is swept: give sweep.axes={{{key}: [...]}} in its place" for key in clash],
+            "command line",
+        )
+    plan(experiment)
+
+
 def _check_scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
     """One that lets every trial run to its end is not what was meant."""
     epochs = [item.experiment.finetune.epochs for item in trials if item.experiment.finetune]
@@ -71,12 +91,9 @@ def _check_scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
 
 def _check_distinct(trials: Sequence[Trial]) -> None:
     """Two trials with one result would train into one folder at the same time."""
-    known: dict[tuple[str, str | None], str] = {}
+    known: dict[str, str] = {}
     for item in trials:
-        # the name of an encoder instead of its content, which is large and may be missing yet
-        bare = item.experiment.model_copy(update={"encoder": None})
-        key = (run_key(bare, ""), item.experiment.encoder)
-        other = known.setdefault(key, item.name)
+        other = known.setdefault(fingerprint(deciding_settings(item.experiment)), item.name)
         if other != item.name:
             raise ConfigError(
                 [
@@ -144,6 +161,8 @@ def sweep(experiment: SweepExperiment) -> int:
         rows = [study.row(item, failures) for item in trials]
         study.publish(rows)
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            print("the same command continues this sweep", flush=True)
         study.abandon(error)
         raise
     return 0 if all(row["status"] == "done" for row in rows) else 1
@@ -175,7 +194,7 @@ def _run(
     return run_trials(
         trials,
         training(prepared),
-        study.open(trials),
+        study.open(trials, planned=True),
         study.close,
         study=experiment,
         max_concurrent=experiment.sweep.max_concurrent,

@@ -40,6 +40,14 @@ class TrackerActor:
         """See `Tracker.run`."""
         return self._tracker.run(*header)
 
+    def start(self, run_id: str) -> None:
+        """See `Tracker.start`."""
+        self._tracker.start(run_id)
+
+    def is_finished(self, key: str, parent_key: str | None) -> bool:
+        """See `Tracker.is_finished`."""
+        return self._tracker.is_finished(key, parent_key)
+
     def log(self, run_id: str, points: list[Point]) -> None:
         """See `Tracker.log`."""
         self._tracker.log(run_id, points)
@@ -103,6 +111,10 @@ class RemoteTracker:
             _log.warning("the tracker is gone or cannot write, metrics are lost: %s", error)
         self._warned = True
 
+    def start(self) -> None:
+        """Start a planned run; see `Tracker.start`."""
+        self.call("start")
+
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Record final numbers; see `Tracker.summary`."""
         self.call("summary", {name: float(value) for name, value in metrics.items()})
@@ -154,6 +166,7 @@ class StudyTracker:
         parent_key: str | None = None,
         params: Mapping[str, Scalar] | None = None,
         tags: Mapping[str, str] | None = None,
+        planned: bool = False,
     ) -> RemoteTracker:
         """Start or continue a run; see `Tracker.run`.
 
@@ -161,8 +174,12 @@ class StudyTracker:
             StorageError: the store cannot be used, or the server refuses the run for good.
             ClusterError: the actor does not answer.
         """
-        header = (key, name, parent_key, dict(params or {}), dict(tags or {}))
+        header = (key, name, parent_key, dict(params or {}), dict(tags or {}), planned)
         return RemoteTracker(self._actor, str(_call(self._actor, "run", *header)))
+
+    def is_finished(self, key: str, parent_key: str | None = None) -> bool:
+        """Whether nothing is left to tell of a run; see `Tracker.is_finished`."""
+        return bool(_call(self._actor, "is_finished", key, parent_key))
 
 
 def start_tracker(

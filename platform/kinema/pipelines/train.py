@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -37,6 +37,7 @@ from kinema.pipelines.tracker import RemoteTracker
 from kinema.training.engine import META_FILE
 from kinema.trial import is_complete, result, run_stages, run_uri
 
+TALK_EVERY_S = 10.0
 SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
 FAILURE_FILE = "failure.json"
 _WOULD_COME_AGAIN = (
@@ -59,18 +60,27 @@ class RayReporter:
 
     resume: Path | None
     tracker: RemoteTracker | None
+    talks: bool = False
+    """Whether it also prints, now and then, how far it is."""
+    _said: float = field(default_factory=time.monotonic)
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, tracker: RemoteTracker | None) -> Iterator[RayReporter]:
+    def open(cls, tracker: RemoteTracker | None, talks: bool) -> Iterator[RayReporter]:
         """A reporter that resumes from the newest checkpoint of this run, if it has any."""
         with contextlib.ExitStack() as stack:
             checkpoint = ray.train.get_checkpoint()
             folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
-            yield cls(None if folder is None else Path(folder), tracker)
+            if folder is not None and talks and ray.train.get_context().get_world_rank() == 0:
+                print(f"continues from {checkpoint.path}", flush=True)
+            yield cls(None if folder is None else Path(folder), tracker, talks)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Hand metrics to the tracker without waiting."""
+        if self.talks and time.monotonic() - self._said > TALK_EVERY_S:
+            self._said = time.monotonic()
+            shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in metrics if _is_shown(name))
+            print(f"step {step}: {shown}", flush=True)
         if self.tracker is not None:
             now = int(time.time() * 1000)
             self.tracker.log([(name, value, step, now) for name, value in metrics.items()])
@@ -87,6 +97,10 @@ class RayReporter:
         return ray.train.get_preemption_info() is not None
 
 
+def _is_shown(name: str) -> bool:
+    return name.rpartition("/")[2] in ("epoch", "loss", "top1", "clips_per_second")
+
+
 def _train_worker(payload: dict[str, Any]) -> None:
     # Ray tells of every report and checkpoint; the journal and MLflow have that already.
     for name in (None, "ray.train"):  # one of Ray's loggers hangs below the root by mistake
@@ -95,7 +109,7 @@ def _train_worker(payload: dict[str, Any]) -> None:
         return  # Ray restarts workers after every error, and has no way to be told not to
     experiment = Experiment.model_validate(payload["experiment"])
     try:
-        with RayReporter.open(payload["tracker"]) as reporter:
+        with RayReporter.open(payload["tracker"], payload["talks"]) as reporter:
             run_stages(experiment, payload["manifest"], reporter)
     except _WOULD_COME_AGAIN as error:
         reason = f"{type(error).__name__}: {error}"
@@ -126,11 +140,13 @@ def train(
     manifest_digest: str,
     tracker: RemoteTracker | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
+    talks: bool = False,
 ) -> dict[str, Any]:
     """Run an experiment to its end on the connected cluster; returns its result.
 
     A complete run is not repeated; one that could not read all test videos is tested again, without
     training again. `experiment` must be `resolved()`; `manifest_uri` absolute.
+    With `talks` the workers print how far they are.
 
     Raises:
         ClusterError: the cluster can never give the workers asked for.
@@ -157,6 +173,7 @@ def train(
             "tracker": tracker,
             "failure": failure,
             "attempt": attempt,
+            "talks": talks,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=experiment.compute.num_workers,

@@ -191,7 +191,7 @@ def _train(experiment: TransferExperiment, study: Study, cells: Sequence[Cell]) 
     return run_trials(
         cells,
         _train_cell,
-        study.open(cells),
+        study.open(cells, planned=True),
         study.close,
         study=experiment,
         max_concurrent=experiment.transfer.max_concurrent,

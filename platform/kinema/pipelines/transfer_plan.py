@@ -151,7 +151,7 @@ def plan_sources(experiment: TransferExperiment) -> dict[str, Source]:
         protocols = {cell.protocol for cell in cells if cell.source == name}
         if not protocols:
             continue
-        chosen = base.varied(overrides).resolved()
+        chosen = _varied(base, overrides, f"transfer.sources.{name}").resolved()
         run = None
         if "direct" in protocols:
             if chosen.finetune is None:
@@ -177,10 +177,19 @@ def cell_experiment(
     encoder = {"pretrain": None, "encoder": weights}
     network = {"model": source.experiment.model.model_dump(mode="json")}
     plain = {"mask": {"name": "tube"}, "target": {"name": "pixel"}}
-    changed = experiment.base().resolved().varied({**given, **plain, **encoder, **network})
+    base, where = experiment.base().resolved(), f"transfer.targets.{place.target}"
+    changed = _varied(base, {**given, **plain, **encoder, **network}, where)
     if not changed.head.needs:
         changed = changed.varied({"motion": None})
     return changed.resolved()
+
+
+def _varied(base: Experiment, overrides: dict[str, Any], where: str) -> Experiment:
+    """`Experiment.varied`, whose problems are those of a place in the matrix."""
+    try:
+        return base.varied(overrides)
+    except ConfigError as error:
+        raise ConfigError(error.problems, where) from error
 
 
 class Data:

@@ -91,7 +91,7 @@ def run_trials(
     Args:
         trials: see `check_trials`.
         work: what each does.
-        trackers: the run of each trial, by its name.
+        trackers: the planned run of each trial, by its name.
         on_end: told when a trial ends.
         study: what the trials belong to; it has their name and storage root.
         max_concurrent: at most this many at once; None = as many as fit.
@@ -113,6 +113,7 @@ def run_trials(
 
     def trainable(config: dict[str, Any]) -> None:
         item = by_name[config["trial"]]
+        trackers[item.name].start()
         work(item, trackers[item.name])
 
     # Tune's old console is silent at verbose=0, its new one is not; `_Progress` says what matters.

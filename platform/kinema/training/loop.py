@@ -190,6 +190,7 @@ def run(stage: Stage, reporter: Reporter) -> None:
                 speed = steps * order.global_batch_size * stage.num_draws / elapsed
                 metrics = {
                     **_named(stage.name, merged),
+                    f"{stage.name}/epoch": (step + 1) / order.steps_per_epoch,
                     f"{stage.name}/lr": rate,
                     f"{stage.name}/grad_norm": norm,
                     "perf/clips_per_second": speed,
