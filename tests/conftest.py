@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # A developer's own cluster, server and storage are none of the tests' business.
@@ -18,3 +19,11 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("kinema", deadline=None)
 settings.load_profile("kinema")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: two processes that share them then end at the same time."""
+    long = {
+        item.path for item in items for mark in ("ray", "real") if item.get_closest_marker(mark)
+    }
+    items.sort(key=lambda item: item.path not in long)

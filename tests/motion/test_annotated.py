@@ -10,10 +10,16 @@ import pytest
 
 from kinema import storage
 from kinema.errors import KinemaError
-from kinema.motion.annotated import BOX_COLUMNS, boxes_by_frame, frame_boxes, read_boxes
+from kinema.motion.annotated import (
+    BOX_COLUMNS,
+    boxes_by_frame,
+    frame_boxes,
+    located,
+    read_boxes,
+)
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.flow import AnnotatedBoxes
-from kinema.pipelines.one_video import extract_one, located, motion_digest
+from kinema.pipelines.one_video import extract_one, motion_digest
 from kinema.video.manifest import Manifest
 from kinema.video.synthetic import SyntheticConfig, load_truth, make
 
