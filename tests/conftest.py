@@ -23,7 +23,6 @@ settings.load_profile("kinema")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests first: two processes that share them then end at the same time."""
-    long = {
-        item.path for item in items for mark in ("ray", "real") if item.get_closest_marker(mark)
-    }
+    marks = "ray", "real"
+    long = {item.path for item in items for mark in marks if item.get_closest_marker(mark)}
     items.sort(key=lambda item: item.path not in long)
