@@ -156,7 +156,7 @@ def stream(
     """Work through `entries`; yields a `SUMMARY_SCHEMA` row per video as parts end.
 
     The manifest's rows go in as ready blocks: a reading task would need a core of its own, which a
-    small cluster full of actors does not have.
+    small cluster full of actors does not have, and `from_arrow` starts processes to count the rows.
     """
     if not entries:
         return
@@ -166,7 +166,7 @@ def stream(
         for at in range(0, len(entries), size)
     ]
     with _quiet():
-        summaries = ray.data.from_arrow(blocks).map_batches(
+        summaries = ray.data.from_blocks(blocks).map_batches(
             VideoActor,
             fn_constructor_args=(job,),
             batch_size=None,
