@@ -12,7 +12,7 @@ import pytest
 
 from kinema import storage, trial
 from kinema.config import load
-from kinema.errors import ConfigError, NonFiniteLossError, VideoError
+from kinema.errors import CheckpointError, ConfigError, NonFiniteLossError, VideoError
 from kinema.experiment import Experiment, SweepExperiment
 from kinema.pipelines import prepare as prepare_module
 from kinema.pipelines import single as single_module
@@ -205,7 +205,7 @@ def worker(folder: Path, attempt: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("error", "starts"),
-    [(NonFiniteLossError("diverged"), 1), (OSError("disk"), 2), (VideoError("v.mp4", "bad"), 2)],
+    [(NonFiniteLossError("diverged"), 1), (OSError("disk"), 2), (CheckpointError("gone"), 2)],
 )
 def test_a_restart_does_not_repeat_what_would_come_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, starts: int

@@ -23,14 +23,7 @@ import ray.train
 import ray.train.torch
 
 from kinema import storage
-from kinema.errors import (
-    CheckpointError,
-    ConfigError,
-    KinemaError,
-    NonFiniteLossError,
-    StoreError,
-    WeightsError,
-)
+from kinema.errors import ConfigError, KinemaError, NonFiniteLossError, WeightsError
 from kinema.experiment import Experiment, run_key
 from kinema.pipelines.cluster import require
 from kinema.pipelines.tracker import RemoteTracker
@@ -40,14 +33,9 @@ from kinema.trial import is_complete, result, run_stages, run_uri
 TALK_EVERY_S = 10.0
 SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
 FAILURE_FILE = "failure.json"
-_WOULD_COME_AGAIN = (
-    ConfigError,
-    StoreError,
-    WeightsError,
-    CheckpointError,
-    NonFiniteLossError,
-)
-"""What no restart mends; anything else may be a machine's fault."""
+_WOULD_COME_AGAIN = (ConfigError, WeightsError, NonFiniteLossError)
+"""What no restart mends. Files are no such thing: processes of a driver that was killed may live on
+for seconds and remove old checkpoints meanwhile."""
 
 
 class TrainingError(KinemaError):
