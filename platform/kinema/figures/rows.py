@@ -37,11 +37,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         clips = " or ".join(str(count) for count in tested)
         lines.append(
             f"{clips} test videos; intervals: bootstrap over them, 95 %; one training run per "
-            f"trial. Chance {100 * done[0]['chance']:.1f} %. time: of the workers, without their"
-            " start."
+            f"trial. Chance {100 * done[0]['chance']:.1f} %."
         )
-    if sum(not row["control"] for row in done) > 1:
-        lines.append("*, bold: the best of those swept, controls not counted.")
     if any(row.get("clipped_share") is not None for row in done):
         lines.append(
             "clipped: share of clips whose box cannot hold the ratio asked for; no motion: share "

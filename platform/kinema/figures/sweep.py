@@ -13,6 +13,7 @@ from kinema.figures.rows import Row, axis_name, notes, plain
 from kinema.figures.table import TextTable, draw_table
 
 DPI = 200
+LEGEND = "*, bold: the best of those swept; time: of the training process, without its start."
 
 _RESULTS = (
     "status",
@@ -31,7 +32,7 @@ _RESULTS = (
 
 def terminal_table(rows: Sequence[Row], axes: Sequence[str]) -> str:
     """The table as text, with what failed and why below it."""
-    return "\n".join([sweep_table(rows, axes).text(), *notes(rows)])
+    return "\n".join([sweep_table(rows, axes).text(), *notes(rows), LEGEND])
 
 
 def save_sweep(rows: Sequence[Row], axes: Sequence[str], folder: Path) -> list[Path]:
@@ -45,7 +46,10 @@ def save_sweep(rows: Sequence[Row], axes: Sequence[str], folder: Path) -> list[P
     files = [_save_csv(rows, axes, folder / "sweep.csv")]
     title = f"Top-1 accuracy by {' and '.join(axis_name(axis) for axis in axes)}"
     files.append(
-        _save(draw_table(sweep_table(rows, axes), title, notes(rows)), folder / "sweep_table.png")
+        _save(
+            draw_table(sweep_table(rows, axes), title, [*notes(rows), LEGEND]),
+            folder / "sweep_table.png",
+        )
     )
     if not any("top1" in row for row in rows if not row["control"]):
         return files

@@ -1,24 +1,24 @@
-"""timm's parts of a transformer block.
-
-timm is imported when a network is built: with torchvision and torch's compiler behind it, it takes
-longer to load than everything else, and most processes of a job (drivers, controllers) build none.
-"""
+"""Parts of a transformer block."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 from torch import nn
 
 
-def mlp(dim: int, ratio: float) -> nn.Module:
+def mlp(dim: int, ratio: float) -> nn.Sequential:
     """Linear, GELU, linear over (..., dim), with `ratio` times as many features between."""
-    from timm.layers.mlp import Mlp
-
-    made: nn.Module = Mlp(dim, hidden_features=int(dim * ratio))
-    return made
+    hidden = int(dim * ratio)
+    parts = [("fc1", nn.Linear(dim, hidden)), ("act", nn.GELU()), ("fc2", nn.Linear(hidden, dim))]
+    return nn.Sequential(OrderedDict(parts))
 
 
 def drop_path(rate: float) -> nn.Module:
     """Stochastic depth (Huang et al. 2016): zeroes a share `rate` of the samples in training."""
+    if rate == 0:
+        return nn.Identity()
+    # Late: with torchvision and torch's compiler behind it, timm takes 3 s to load in every process.
     from timm.layers.drop import DropPath
 
     made: nn.Module = DropPath(rate)
