@@ -18,7 +18,7 @@ def drop_path(rate: float) -> nn.Module:
     """Stochastic depth (Huang et al. 2016): zeroes a share `rate` of the samples in training."""
     if rate == 0:
         return nn.Identity()
-    # Late: with torchvision and torch's compiler behind it, timm takes 3 s to load in every process.
+    # Late: with torchvision and torch's compiler behind it, timm takes 3 s to load per process.
     from timm.layers.drop import DropPath
 
     made: nn.Module = DropPath(rate)
