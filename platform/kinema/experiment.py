@@ -269,12 +269,13 @@ class AnyExperiment(Experiment):
 
 
 _NOT_RESULTS = {"name", "paper", "method", "storage", "loader", "compute", "extraction"}
+_DECIDING = set(Experiment.model_fields) - _NOT_RESULTS
 _PRETRAINING = {"seed", "data", "motion", "model", "mask", "target", "pretrain"}
 
 
 def deciding_settings(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide what a run on given videos computes, as plain data."""
-    return experiment.model_dump(mode="json", include=set(Experiment.model_fields) - _NOT_RESULTS)
+    return experiment.model_dump(mode="json", include=_DECIDING)
 
 
 def pretrain_key(experiment: Experiment, manifest_digest: str) -> str:
@@ -291,7 +292,7 @@ def run_key(experiment: Experiment, manifest_digest: str) -> str:
     Raises:
         StorageError: the given encoder or annotation, whose content counts, cannot be read.
     """
-    return _key(experiment, set(Experiment.model_fields) - _NOT_RESULTS, "run", manifest_digest)
+    return _key(experiment, _DECIDING, "run", manifest_digest)
 
 
 def _key(experiment: Experiment, fields: set[str], kind: str, manifest_digest: str) -> str:

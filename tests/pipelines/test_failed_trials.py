@@ -127,25 +127,25 @@ def test_a_sweep_whose_pretraining_works_runs_everything(
     assert {status for status, _ in ended.values()} == {"FINISHED"}
 
 
+@pytest.mark.parametrize("comparable", [True, False])
 def test_a_trial_that_lacked_test_videos_is_done_again(
-    tmp_path: Path, ended: dict[str, tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    ended: dict[str, tuple[str, str | None]],
+    monkeypatch: pytest.MonkeyPatch,
+    comparable: bool,
 ) -> None:
-    batches: list[list[str]] = []
-    monkeypatch.setattr(module, "run_trials", failing(batches, lambda item: False))
+    ran: list[list[str]] = []
+    monkeypatch.setattr(module, "run_trials", failing(ran, lambda item: False))
+    monkeypatch.setitem(RESULT, "comparable", comparable)
     experiment = load_sweep(tmp_path)
-    first = plan(experiment)[0]
-    uri = storage.join(trial.run_uri(first.experiment, DIGEST), trial.RESULT_FILE)
-    for comparable, again in ((False, plan(experiment)), (True, plan(experiment)[1:])):
-        storage.write_json(uri, RESULT | {"comparable": comparable})
-        if not comparable:
-            monkeypatch.setitem(RESULT, "comparable", False)
-            assert sweep(experiment) == 1
-            parent = next(reason for name, (_, reason) in ended.items() if name.startswith("sweep"))
-            assert parent == "5 of 5 trials have no comparable result"
-            monkeypatch.setitem(RESULT, "comparable", True)
-        else:
-            assert sweep(experiment) == 0
-        assert batches[-1] == [item.name for item in again]
+    every = plan(experiment)
+    folder = trial.run_uri(every[0].experiment, DIGEST)
+    storage.write_json(storage.join(folder, trial.RESULT_FILE), RESULT)
+    assert sweep(experiment) == (0 if comparable else 1)
+    assert ran[-1] == [item.name for item in (every[1:] if comparable else every)]
+    (parent,) = [end for name, end in ended.items() if name.startswith("sweep")]
+    reason = "5 of 5 trials have no comparable result"
+    assert parent == (("FINISHED", None) if comparable else ("FAILED", reason))
 
 
 def test_trials_with_one_result_are_told_before_anything_runs(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def evaluate(experiment: EvaluateExperiment) -> int:
     """
     experiment = experiment.resolved()
     start(experiment)
-    prepared = prepare([experiment], reads_motion=lambda tested: bool(tested.head.needs))
+    prepared = prepare([experiment], reads_motion=lambda tested: tested.finetuning_reads_motion)
     tested = evaluate_prepared(experiment, prepared)
     print(text_of(tested))
     return 0 if tested.evaluation.comparable else 1
