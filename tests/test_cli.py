@@ -149,6 +149,16 @@ def test_errors_of_users_have_no_traceback(capsys: pytest.CaptureFixture[str]) -
     assert ended.value.__cause__ is None
 
 
+def test_an_interrupted_job_says_how_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from what is done\n"
+
+
 def test_bugs_keep_their_traceback() -> None:
     def main() -> None:
         raise ZeroDivisionError

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from kinema.pipelines.capacity import node_types
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
 CLUSTERS = Path(__file__).parents[1] / "clusters"
@@ -141,10 +143,34 @@ def test_local_has_a_pool_and_no_node_types() -> None:
     # Ray refuses node types for this provider, so resources are in the start commands.
     config = read("local")
     assert config["max_workers"] == len(config["provider"]["worker_ips"])
+    # The pool's one node type has no resources, so no request would ever start one.
+    assert config["min_workers"] == config["max_workers"]
     assert "available_node_types" not in config
     (head,) = [command for command in start_commands(config) if "--head" in command]
     assert "--num-cpus=0" in head
     assert """--resources='{"trial_driver":1000}'""" in head
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_jobs_are_told_what_may_start(name: str) -> None:
+    config = read(name)
+    (head,) = [command for command in start_commands(config) if "--head" in command]
+    told = re.search(r"KINEMA_NODE_TYPES=(\S+?);? ", head)
+    assert told is not None
+    expected = [(k["max_workers"], k["resources"]) for k in workers(config).values()]
+    assert node_types(told[1]) == expected
+
+
+def test_kuberay_jobs_are_told_what_may_start() -> None:
+    spec = documents("kuberay")["RayCluster", "kinema"]["spec"]
+    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    names = {"cpu": "CPU", "nvidia.com/gpu": "GPU"}
+    expected = []
+    for group in spec["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        has = {names[name]: float(n) for name, n in limits.items() if name in names}
+        expected.append((group["maxReplicas"], has))
+    assert node_types(environment(head)["KINEMA_NODE_TYPES"]) == expected
 
 
 def groups() -> dict[str, dict[str, Any]]:
@@ -291,6 +317,8 @@ def test_the_image_has_what_runs_need() -> None:
     assert packages is not None
     assert {"g++", "ninja-build", "rsync", "openssh-client"} <= set(packages[1].split())
     assert "--constraint constraints.txt" in text
+    # MLflow imports it for gs:// artifacts and does not depend on it.
+    assert " google-cloud-storage " in text
     assert "-m kinema.training.engine --prebuild" in text
     assert text.index("USER ubuntu") < text.index("--prebuild")
 

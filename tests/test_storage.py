@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
 from kinema import storage
 from kinema.errors import StorageError
@@ -227,6 +228,20 @@ def test_default_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("KINEMA_STORAGE")
     assert storage.default_root() == str(tmp_path / ".kinema")
+
+
+def test_listed_files_keep_the_account_they_are_in(tmp_path: Path) -> None:
+    azure = "abfss://container@account.dfs.core.windows.net/kinema"
+    filesystem = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    for root, inside in ((azure, "container/kinema"), ("s3://bucket/kinema", "bucket/kinema")):
+        assert storage._uri(root, filesystem, inside, f"{inside}/a/b.json") == f"{root}/a/b.json"
+
+
+def test_a_root_that_ray_cannot_open_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"storage root memory://x: Ray opens it through Arrow"):
+        storage.check_native("memory://x", "storage root")
+    for known in (str(tmp_path), f"file://{tmp_path}"):
+        storage.check_native(known, "storage root")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from mlflow.entities import Run
 from kinema import tracking
 from kinema.errors import StorageError
 from kinema.journal import Journal, journal_path
-from kinema.tracking import Tracker, replay, tracking_uri_for
+from kinema.tracking import Tracker, replay
+from kinema.tracking_server import tracking_uri_for
 
 pytestmark = pytest.mark.filterwarnings(  # inside mlflow
     "ignore::sqlalchemy.exc.SADeprecationWarning"

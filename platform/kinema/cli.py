@@ -74,7 +74,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(error, file=sys.stderr)
         raise SystemExit(_USAGE_ERROR) from None
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; the same command goes on from what is done", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None
     raise SystemExit(status or 0)
 

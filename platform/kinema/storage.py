@@ -70,7 +70,7 @@ def list_files(root: str, suffix: str = "") -> list[str]:
     with _explained(root, "list"):
         infos = filesystem.get_file_info(selector)
     return sorted(
-        _uri(root, filesystem, info.path)
+        _uri(root, filesystem, path, info.path)
         for info in infos
         if info.type == fs.FileType.File
         and info.base_name.endswith(suffix)
@@ -218,6 +218,19 @@ def content_digest(uri: str) -> str:
     return digest.hexdigest()
 
 
+def check_native(uri: str, name: str) -> None:
+    """Make sure that Ray, which knows no fsspec, can open what `uri` names.
+
+    Raises:
+        StorageError: only fsspec can.
+    """
+    if isinstance(_resolve(uri)[0], fs.PyFileSystem):
+        raise StorageError(
+            f"{name} {uri}: Ray opens it through Arrow, which knows local paths, s3://, gs:// and"
+            " abfss://container@account.dfs.core.windows.net/; only videos may lie elsewhere"
+        )
+
+
 def check_writable(uri: str, name: str, advice: str, is_file: bool = False) -> None:
     """Make sure, before the work and not after, that results can be written, by trying it.
 
@@ -328,13 +341,14 @@ def _native_filesystem(scheme: str, authority: str) -> tuple[fs.FileSystem, str]
     return filesystem, path.rstrip("/")
 
 
-def _uri(root: str, filesystem: fs.FileSystem, path: str) -> str:
-    """The name by which a file found under `root` can be opened."""
+def _uri(root: str, filesystem: fs.FileSystem, inside: str, path: str) -> str:
+    """The name by which a file found under `root`, there called `inside`, can be opened."""
     if isinstance(filesystem, fs.LocalFileSystem):
         return path
     if isinstance(filesystem, fs.PyFileSystem):
         return str(filesystem.handler.fs.unstrip_protocol(path))
-    return f"{root.partition('://')[0]}://{path}"
+    # As `root` is written: an authority such as container@account is no part of paths.
+    return absolute(root).rstrip("/") + path[len(inside) :]
 
 
 @contextmanager

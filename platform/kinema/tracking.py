@@ -6,15 +6,12 @@ not answer delays what is shown and never stops a training; it gets what it miss
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
-import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,12 +23,18 @@ from kinema.config import Config
 from kinema.errors import StorageError
 from kinema.journal import Journal, Point, RunHeader, Scalar, journal_folder, journal_path
 from kinema.storage import absolute, default_root
+from kinema.tracking_server import (
+    KEY_TAG,
+    Outage,
+    Refusal,
+    connect,
+    sorting_errors,
+    tracking_uri_for,
+)
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
-KEY_TAG = "kinema.run_key"
 PARENT_KEY_TAG = "kinema.parent_key"
 REASON_TAG = "kinema.reason"
 PARENT_TAG = "mlflow.parentRunId"
@@ -47,25 +50,9 @@ TAG_LENGTH = 8000
 METRIC_NAME = re.compile(r"[\w.\- :]+(/[\w.\- :]+)*")
 RETRY_AFTER_S = (10.0, 300.0)
 """First and longest pause after the server failed to answer."""
-_REFUSALS = {
-    "INVALID_PARAMETER_VALUE",
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-    "INVALID_STATE",
-    "BAD_REQUEST",
-}
-"""MLflow's error codes for requests that would fail again; all others count as an outage."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-
-
-class _Outage(Exception):
-    """The server did not take a request; the journal keeps what it was about."""
-
-
-class _Refusal(Exception):
-    """The server will never take this request."""
 
 
 @dataclass
@@ -115,7 +102,7 @@ class Tracker:
         self._answers = True
         self._pause_s = 0.0
         self._silent_until = 0.0
-        self._client = _connect(self.tracking_uri)
+        self._client = connect(self.tracking_uri)
 
     def run(
         self,
@@ -157,7 +144,7 @@ class Tracker:
             return run.handle
         try:
             self._attempt(lambda: self._send(run))
-        except _Refusal as refusal:
+        except Refusal as refusal:
             raise StorageError(f"MLflow at {self.tracking_uri}: {refusal}") from refusal
         return run.handle
 
@@ -172,7 +159,7 @@ class Tracker:
         found: list[Run | None] = []
 
         def look() -> None:
-            with _requests():
+            with sorting_errors():
                 found.append(self._search(key, parent_key))
 
         self._attempt(look)
@@ -259,7 +246,7 @@ class Tracker:
             return
         try:
             self._attempt(lambda: self._send(run))
-        except _Refusal as refusal:
+        except Refusal as refusal:
             _log.error("MLflow at %s refused: %s", self.tracking_uri, refusal)
 
     def _attempt(self, action: Callable[[], object]) -> None:
@@ -267,7 +254,7 @@ class Tracker:
             return
         try:
             action()
-        except _Outage as outage:
+        except Outage as outage:
             if self._answers:
                 _log.warning(
                     "MLflow at %s does not answer; metrics wait in %s (%s)",
@@ -289,14 +276,14 @@ class Tracker:
             self._open(run)
         self._send_points(run)
         self._send_tags(run)
-        self._send_artifacts(run)
         self._show_status(run)
+        self._send_artifacts(run)  # last: a server without room for files still shows the rest
 
     def _open(self, run: _OpenRun) -> None:
         """Find or make the server's run and give it the header."""
         header, journal = run.header, run.journal
         parent_id = None if header.parent_key is None else self._parent_id(header.parent_key)
-        with _requests():
+        with sorting_errors():
             found = self._search(header.key, header.parent_key)
             tags = {KEY_TAG: header.key}
             if parent_id is not None and header.parent_key is not None:
@@ -321,7 +308,7 @@ class Tracker:
                     self._open(run)
                 assert run.run_id is not None
                 return run.run_id
-        with _requests():
+        with sorting_errors():
             found = self._search(key, None)
         if found is not None:
             return str(found.info.run_id)
@@ -352,18 +339,32 @@ class Tracker:
                 location = None
                 if self.tracking_uri.startswith("sqlite:") and "://" not in self.storage_root:
                     location = (Path(self.storage_root) / "mlartifacts").as_uri()
-                made = self._client.create_experiment(
-                    self.experiment, artifact_location=location, tags=KIND
-                )
-                self._experiment_id = str(made)
+                self._experiment_id = self._make_experiment(location)
             elif found.lifecycle_stage == "deleted":
-                raise _Refusal(
+                raise Refusal(
                     f"experiment {self.experiment} was deleted; bring it back with "
                     f"`mlflow experiments restore -x {found.experiment_id}` or name another"
                 )
             else:
                 self._experiment_id = str(found.experiment_id)
         return self._experiment_id
+
+    def _make_experiment(self, location: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(
+                self._client.create_experiment(
+                    self.experiment, artifact_location=location, tags=KIND
+                )
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # Another job has just made it.
+        found = self._client.get_experiment_by_name(self.experiment)
+        assert found is not None
+        return str(found.experiment_id)
 
     def _send_params(
         self, run_id: str, params: Mapping[str, Scalar], recorded: Mapping[str, str]
@@ -392,7 +393,7 @@ class Tracker:
             wanted[REASON_TAG] = run.journal.reason
         changed = {name: value for name, value in wanted.items() if run.tags.get(name) != value}
         entities = [RunTag(name, _shortened(value, TAG_LENGTH)) for name, value in changed.items()]
-        with _requests():
+        with sorting_errors():
             for chunk in _chunks(entities, PAIRS_PER_BATCH):
                 self._client.log_batch(run.run_id, tags=chunk)
         run.tags = wanted
@@ -406,7 +407,7 @@ class Tracker:
             chunk = journal.points[journal.num_sent :][:METRICS_PER_BATCH]
             rejected = None
             try:
-                with _requests():
+                with sorting_errors():
                     fresh = [
                         Metric(key, value, time_ms, step)
                         for key, value, step, time_ms in chunk
@@ -414,7 +415,7 @@ class Tracker:
                     ]
                     if fresh:
                         self._client.log_batch(run.run_id, metrics=fresh)
-            except _Refusal as refusal:
+            except Refusal as refusal:
                 rejected = str(refusal)
                 _log.error("MLflow refused %d metrics of %s: %s", len(chunk), run.run_id, refusal)
             journal.sent(run.run_id, journal.num_sent + len(chunk), rejected)
@@ -432,7 +433,7 @@ class Tracker:
         spool = run.journal.spool
         if spool.exists():
             assert run.run_id is not None
-            with _requests():
+            with sorting_errors():
                 self._client.log_artifacts(run.run_id, str(spool))
             shutil.rmtree(spool)
 
@@ -441,31 +442,12 @@ class Tracker:
         if journal.sent_status == journal.status:
             return
         assert run.run_id is not None
-        with _requests():
+        with sorting_errors():
             if journal.status == "RUNNING":
                 self._client.update_run(run.run_id, status="RUNNING")
             else:
                 self._client.set_terminated(run.run_id, journal.status)
         journal.shown(journal.status)
-
-
-def tracking_uri_for(storage_root: str, tracking_uri: str | None = None) -> str:
-    """The server that is named, else the embedded SQLite store of a local storage root.
-
-    Raises:
-        StorageError: no server is named and the storage root is remote.
-    """
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    root = absolute(storage_root)
-    if not uri:
-        if "://" in root:
-            raise StorageError(
-                f"{root}: the embedded MLflow store needs a local storage root; "
-                "name a server in MLFLOW_TRACKING_URI"
-            )
-        return f"sqlite:///{root}/mlflow.db"
-    path = uri.removeprefix("sqlite:///")
-    return uri if path == uri or path.startswith("/") else f"sqlite:///{Path(path).absolute()}"
 
 
 class ReplayConfig(Config):
@@ -507,53 +489,6 @@ def replay(storage_root: str, tracking_uri: str | None = None) -> int:
     return incomplete
 
 
-def _connect(tracking_uri: str) -> MlflowClient:
-    """A client with short time limits; the embedded store is made or brought up to date first."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if tracking_uri.startswith("sqlite:"):
-            _prepare_database(tracking_uri)
-        return MlflowClient(tracking_uri)
-    except (MlflowException, OSError) as error:
-        raise StorageError(f"tracking store {tracking_uri}: {error}") from error
-
-
-def _prepare_database(tracking_uri: str) -> None:
-    """Make or upgrade the database under a lock: two first uses at once would corrupt it."""
-    from mlflow.store.db import utils as database_tools
-
-    database = Path(tracking_uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f"{database.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        engine = database_tools.create_sqlalchemy_engine(tracking_uri)
-        try:
-            current = database_tools._get_schema_version(engine)
-            if current != database_tools._get_latest_schema_revision():
-                database_tools._initialize_tables(engine)
-        finally:
-            engine.dispose()
-
-
-@contextmanager
-def _requests() -> Iterator[None]:
-    """Sort a server's errors into outages and refusals."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        kind = _Refusal if error.error_code in _REFUSALS else _Outage
-        raise kind(str(error)) from error
-    except OSError as error:  # requests' errors, a full or vanished disk
-        raise _Outage(str(error)) from error
-
-
 def _chunks(items: list[_T], size: int) -> Iterator[list[_T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
@@ -565,23 +500,3 @@ def _shortened(text: str, length: int) -> str:
 
 def _quoted(text: str) -> str:
     return text.replace("'", "\\'")
-
-
-def run_key_of(run_id: str, storage_root: str, tracking_uri: str | None = None) -> str | None:
-    """The key of an MLflow run; None where there is no run of that id, or one of another program.
-
-    Raises:
-        StorageError: the tracking store cannot be used.
-    """
-    from mlflow.exceptions import MlflowException
-
-    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
-        return None
-    uri = tracking_uri_for(storage_root, tracking_uri)
-    try:
-        run = _connect(uri).get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise StorageError(f"MLflow at {uri}: {error}") from error
-    return dict(run.data.tags).get(KEY_TAG)

@@ -72,6 +72,8 @@ def test_one_id_must_be_one_video(tmp_path: Path) -> None:
     compare_runs(CompareConfig(run_a=one, run_b=same, output=output))
     with pytest.raises(KinemaError, match=r"1 of 4 ids name other videos in .*, such as v3: "):
         compare_runs(CompareConfig(run_a=one, run_b=other, output=output))
+    with pytest.raises(KinemaError, match=r"1 of 4 ids name other videos in .*, such as v3: "):
+        combine_epic(EpicConfig(verb_run=one, noun_run=other))
 
 
 def test_a_table_of_something_else_is_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.integration.ray_train import TuneReportCallback
 
 from kinema import storage, trial
 from kinema.config import load
@@ -23,7 +24,14 @@ from kinema.pipelines import transfer as transfer_module
 from kinema.pipelines.prepare import Prepared
 from kinema.pipelines.sweep import plan, sweep
 from kinema.pipelines.transfer_plan import Source
-from kinema.pipelines.tuning import Trial, _Progress, check_trials, run_trials, scheduler_of
+from kinema.pipelines.tuning import (
+    Trial,
+    _FinetuneReports,
+    _Progress,
+    check_trials,
+    run_trials,
+    scheduler_of,
+)
 
 DEMO = Path(__file__).resolve().parents[2] / "experiments/demo"
 DIGEST = "0123456789abcdef"
@@ -159,10 +167,38 @@ def test_a_scheduler_that_stops_nothing_is_told_before_anything_runs(tmp_path: P
     settings = "sweep.scheduler={grace_epochs: 4}", "finetune.epochs=4"
     with pytest.raises(ConfigError, match=r"grace_epochs 4 leaves nothing to stop of .*epochs 4"):
         plan(load_sweep(tmp_path, *settings))
+    seldom = "sweep.scheduler={grace_epochs: 1}", "finetune.epochs=4", "finetune.checkpoint_every=4"
+    with pytest.raises(ConfigError, match=r"checkpoint_every 4 tells .* nothing before the last"):
+        plan(load_sweep(tmp_path, *seldom))
+
+
+def test_a_trial_that_has_trained_to_its_end_is_not_shown_to_the_scheduler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(
+        TuneReportCallback, "after_report", lambda _, __, said, ___: told.append(said[0])
+    )
+    monkeypatch.setattr(TuneReportCallback, "__init__", lambda _: None)  # asks for a Tune session
+    reports = _FinetuneReports(3)
+    for said in [{"loss": 1.0}, *({"val/top1": 0.5, "stage_epoch": n} for n in (1, 2, 3))]:
+        reports.after_report(None, [said], None)
+    assert [said["stage_epoch"] for said in told] == [1, 2]
+
+
+def test_encoders_that_are_swept_are_found_from_everywhere(tmp_path: Path) -> None:
+    """Workers run in another folder, and one on another machine has never seen this one."""
+    axes = "sweep.axes={encoder: [a.safetensors, b.safetensors]}", "pretrain=null"
+    found = [item.experiment.encoder for item in plan(load_sweep(tmp_path, *axes))]
+    assert found[:2] == [str(Path(name).absolute()) for name in ("a.safetensors", "b.safetensors")]
 
 
 def test_a_scheduler_ends_those_that_lag_and_leaves_the_best_their_test(tmp_path: Path) -> None:
-    settings = "sweep.scheduler={grace_epochs: 1, reduction_factor: 2}", "finetune.epochs=4"
+    settings = (
+        "sweep.scheduler={grace_epochs: 1, reduction_factor: 2}",
+        "finetune.epochs=4",
+        "finetune.checkpoint_every=1",
+    )
     experiment = load_sweep(tmp_path, *settings)
     scheduler = scheduler_of(experiment, plan(experiment))
     assert scheduler is not None

@@ -1,10 +1,12 @@
 """One DeepSpeed step against plain PyTorch; saving, loading, damaged states, non-finite losses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from two_ranks import in_two_ranks
 
 from kinema.errors import CheckpointError, ClusterError
 from kinema.training.batch import Batch
@@ -38,8 +40,13 @@ def loss_fn(module: nn.Module, batch: Batch) -> Tensor:
     return (module(batch.clip).float() - 1).pow(2).mean()
 
 
-def engine(stage: int = 0, accumulation: int = 2) -> Engine:
-    config = EngineConfig(global_batch_size=2 * accumulation, micro_batch_size=2, zero_stage=stage)
+def engine(stage: int = 0, accumulation: int = 2, precision: str = "fp32") -> Engine:
+    config = EngineConfig(
+        global_batch_size=2 * accumulation,
+        micro_batch_size=2,
+        zero_stage=stage,
+        precision=precision,
+    )
     return Engine(model(), 0, config, OPTIM)
 
 
@@ -110,6 +117,74 @@ def test_non_finite_loss_changes_nothing() -> None:
     assert loss != loss
     for name, tensor in ours.full_weights().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_non_finite_gradient_changes_nothing(stage: int, precision: str) -> None:
+    """The loss is 0, its gradient is not: the root of 0 has none."""
+
+    def steep(module: nn.Module, batch: Batch) -> Tensor:
+        return (module(batch.clip.to(ours.dtype)).float() * 0).abs().sqrt().sum()
+
+    ours = engine(stage, accumulation=1, precision=precision)
+    before = ours.full_weights()
+    loss, norm = ours.step(batches(1), steep, 1e-2)
+    assert loss != loss
+    assert norm != norm
+    for name, tensor in ours.full_weights().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_sums_gradients_and_keeps_weights_in_float32(stage: int) -> None:
+    """In bf16, 1 + 1/512 is 1: the 63 small gradients would vanish beside the first one."""
+
+    def weighted(module: nn.Module, batch: Batch) -> Tensor:
+        clip = batch.clip.to(next(module.parameters()).dtype)
+        return (module(clip).float()[:, 0] * batch.labels).mean()
+
+    first, *others = [batches(1)[0]] * 64
+    small = [replace(batch, labels=torch.full((2,), 1 / 512)) for batch in others]
+    micro = [replace(first, labels=torch.ones(2)), *small]
+    rounded, exact = engine(stage, 64, "bf16"), engine(stage, 64)
+    before = rounded.full_weights()
+    _, norm = rounded.step(micro, weighted, 1e-6)
+    assert norm == pytest.approx(exact.step(micro, weighted, 1e-6)[1], rel=0.02)
+    for name, tensor in rounded.full_weights().items():
+        # the step of AdamW, far below what bf16 can tell apart
+        moved = (tensor - before[name]).abs()
+        assert 0 < moved.max() < 2e-6, name
+
+
+AT_TWO_SIZES = EngineConfig(global_batch_size=8, micro_batch_size=2)
+
+
+def micro_batches(step: int) -> list[Batch]:
+    return batches(8)[4 * (step % 2) :][:4]
+
+
+def train_as_rank(rank: int, folder: Path, stage: int) -> None:
+    """The first two steps, each rank on every other micro-batch."""
+    config = AT_TWO_SIZES.model_copy(update={"zero_stage": stage})
+    ours = Engine(model(), 0, config, OPTIM)
+    for step in range(2):
+        ours.step(micro_batches(step)[rank::2], loss_fn, 1e-2)
+    ours.save(folder / "state", {"step": 2})
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_training_goes_on_at_another_world_size(stage: int, tmp_path: Path) -> None:
+    config = AT_TWO_SIZES.model_copy(update={"zero_stage": stage})
+    straight, resumed = (Engine(model(), 0, config, OPTIM) for _ in range(2))
+    in_two_ranks(train_as_rank, tmp_path, stage)
+    resumed.load(tmp_path / "state")
+    for step in range(4):
+        straight.step(micro_batches(step), loss_fn, 1e-2)
+    for step in range(2, 4):
+        resumed.step(micro_batches(step), loss_fn, 1e-2)
+    for name, tensor in resumed.full_weights().items():
+        torch.testing.assert_close(tensor, straight.full_weights()[name], rtol=1e-5, atol=1e-6)
 
 
 def test_per_rank() -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from two_ranks import in_two_ranks
 
 from kinema.errors import ConfigError, NonFiniteLossError
 from kinema.models.classifier import MCAHead, PlainHead
@@ -163,10 +160,8 @@ WIDE = VIT.model_copy(update={"embed_dim": 192, "num_heads": 3})
 """ZeRO stage 3 keeps tensors of less than 100,000 numbers whole on every rank; this has larger."""
 
 
-def predict_as_rank(rank: int, folder: str, manifest: str) -> None:
+def predict_as_rank(rank: int, folder: Path, manifest: str) -> None:
     """One of two ranks: logits of three videos by ZeRO stage 0 and 3, one video at a time."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0")
     entries = Manifest.read(manifest).rows()
     source = ClipSource(entries, WIDE, DenseSampling(stride=1), "clip", None, FrameCache(1e9))
     loader = LoaderConfig(num_workers=0)
@@ -182,27 +177,12 @@ def predict_as_rank(rank: int, folder: str, manifest: str) -> None:
             engine.device,
             engine.dtype,
         )
-        np.save(f"{folder}/{stage}-{rank}.npy", found.logits)
+        np.save(folder / f"{stage}-{rank}.npy", found.logits)
 
 
 def test_stage_3_predicts_although_one_rank_has_more_clips(tmp_path: Path) -> None:
     manifest = make(SyntheticConfig(num_train=0, num_validation=0, num_test=3), str(tmp_path))
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=predict_as_rank, args=(rank, str(tmp_path), manifest))
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    deadline = time.monotonic() + 120
-    for process in ranks:
-        process.join(max(0, deadline - time.monotonic()))
-    stuck = [process for process in ranks if process.is_alive()]
-    for process in stuck:
-        process.kill()
-        process.join()
-    assert not stuck
-    assert [process.exitcode for process in ranks] == [0, 0]
+    in_two_ranks(predict_as_rank, tmp_path, manifest)
     expected = np.load(tmp_path / "0-0.npy")
     assert expected.shape == (3, 1, 3)
     for file in ("0-1.npy", "3-0.npy", "3-1.npy"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from torch import nn
 from kinema.config import Config
 from kinema.evaluation.statistics import Interval, bootstrap_interval, mean_class_accuracy
 from kinema.training.data import ClipSource, EvaluationClips, LoaderConfig
+from kinema.training.frames import HELD_BYTES, FrameCache
 from kinema.training.predict import predict, top_k_hits
 
 
@@ -67,6 +68,9 @@ def evaluate(
     Raises:
         ValueError: not one video could be read.
     """
+    if config.num_clips * config.num_crops > 1:  # all views of a video from one decoding
+        held = max(HELD_BYTES, source.cache.max_bytes)
+        source = replace(source, cache=FrameCache(held))
     clips = EvaluationClips(source, config.num_clips, config.num_crops)
     result = predict(model, clips, loader, config.micro_batch_size, device, torch.float32)
     return judge(

@@ -25,16 +25,13 @@ from kinema.motion.clip import Reduce
 from kinema.motion.store import MotionStore
 from kinema.training.batch import collate
 from kinema.training.data import ClipSource, EvaluationClips
-from kinema.training.frames import FrameCache
+from kinema.training.frames import HELD_BYTES, FrameCache
 from kinema.training.order import SampleKey
 from kinema.video.manifest import Entry
 from kinema.video.sampling import DenseSampling, Sampling
 
 READOUT_VERSION = 1
 """Raised by hand when the numbers that come out change."""
-
-HELD_BYTES = 512 * 2**20
-"""A video smaller than this when decoded is decoded once for all of its views."""
 
 Output = Literal["logits", "mean", "tokens"]
 

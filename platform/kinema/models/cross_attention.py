@@ -25,8 +25,10 @@ BlockForm = Literal["residual", "bare"]
 
 def mean_tokens(tokens: Tensor, keep: Tensor) -> Tensor:
     """Mean over the kept tokens: (B, N, D) and bool (B, N) -> (B, D); zero where none is kept."""
-    total = tokens.masked_fill(~keep[..., None], 0).sum(dim=1)
-    return total / keep.sum(dim=1, keepdim=True).clamp_min(1)
+    # At least in float32: a sum over hundreds of tokens passes the end of fp16.
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    total = tokens.masked_fill(~keep[..., None], 0).sum(dim=1, dtype=wide)
+    return (total / keep.sum(dim=1, keepdim=True).clamp_min(1)).to(tokens.dtype)
 
 
 class CrossAttention(nn.Module):

@@ -220,7 +220,7 @@ def token_indices(keep: Tensor) -> Tensor:
     """Numbers of the kept tokens of every clip, ascending.
 
     Args:
-        keep: bool (B, N). On the CPU nothing has to wait for the GPU.
+        keep: bool (B, N). Best on the CPU: counting on a GPU waits for all that runs there.
 
     Returns:
         int64 (B, n).
@@ -242,6 +242,8 @@ def token_indices(keep: Tensor) -> Tensor:
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Tokens (B, N, D) at `indices` (B, n) -> (B, n, D)."""
+    if tokens.is_cuda and not indices.is_cuda:
+        indices = indices.pin_memory()  # else the copy would wait for all that runs there
     indices = indices.to(tokens.device, non_blocking=True)
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 

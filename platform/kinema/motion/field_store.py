@@ -114,8 +114,12 @@ class FieldReader:
         try:
             if uri not in self._footers:
                 self._footers[uri] = storage.read_footer(uri)
-            names = FIELD_SCHEMA.names[1:]
+            names = FIELD_SCHEMA.names
             table = storage.read_row_groups(uri, self._footers[uri], groups, names)
+            if set(table.column("id").to_pylist()) != {video_id}:
+                raise StoreError(
+                    f"{uri}: rewritten by an extraction since this run began; submit the run again"
+                )
             return _from_table(table, first, last)
         except (StorageError, ValueError) as error:
             raise StoreError(f"{uri}: damaged ({error}); remove it and extract again") from error

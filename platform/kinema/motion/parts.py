@@ -114,6 +114,7 @@ class MotionReader:
     ) -> None:
         self._where, self._fields = dict(where), fields
         self.failed = dict(failed)
+        self._by_part: dict[str, list[str]] = {}
         self._tables: dict[str, tuple[pa.Table, dict[str, int]]] = {}
 
     def __len__(self) -> int:
@@ -124,6 +125,7 @@ class MotionReader:
             "_where": self._where,
             "_fields": self._fields,
             "failed": self.failed,
+            "_by_part": {},
             "_tables": {},
         }
 
@@ -166,7 +168,10 @@ class MotionReader:
 
     def _part(self, part: str) -> tuple[pa.Table, dict[str, int]]:
         if part not in self._tables:
-            mine = pa.array([v for v, uri in self._where.items() if uri == part], pa.string())
+            if not self._by_part:
+                for video, uri in self._where.items():
+                    self._by_part.setdefault(uri, []).append(video)
+            mine = pa.array(self._by_part[part], pa.string())
             table = read_part(part, ["id", "frames", "boxes", "peaks"])
             table = table.filter(pc.is_in(table.column("id"), value_set=mine)).combine_chunks()
             rows = {video: row for row, video in enumerate(table.column("id").to_pylist())}

@@ -18,11 +18,19 @@ from ray._private.authentication.authentication_token_setup import _enable_token
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from kinema.errors import ClusterError
-from kinema.pipelines.capacity import Bundle, concurrency, described, shortage, total
+from kinema.pipelines.capacity import (
+    Bundle,
+    concurrency,
+    described,
+    node_types,
+    reachable,
+    shortage,
+)
 from kinema.pipelines.ports import free_ports
 
 TRIAL_DRIVER = "trial_driver"
 """Resource that the processes which drive trials take, so that they take no share of a CPU."""
+NODE_TYPES_VARIABLE = "KINEMA_NODE_TYPES"
 
 _REACH_TIMEOUT_S = 5.0
 _START_ERRORS = (Exception, RuntimeError, TimeoutError)
@@ -220,34 +228,39 @@ def _is_installed() -> bool:
     return True
 
 
-def resources() -> dict[str, float]:
-    """Everything the cluster's live nodes have."""
-    return total(_nodes())
+def live_nodes() -> list[Bundle]:
+    """What each live node has."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def max_resources() -> dict[str, float] | None:
-    """What the cluster has once its autoscaler started all nodes it may; None without one."""
-    limits = ray._private.state.state.get_max_resources_from_cluster_config()
-    if limits is None:
-        return None
-    present = resources()
-    return {
-        name: max(float(limits.get(name, 0)), present.get(name, 0.0))
-        for name in limits.keys() | present.keys()
-    }
+def nodes() -> list[Bundle]:
+    """What each node has: first the live ones, then those that an autoscaler may yet start.
+
+    Ray's public interface does not tell what may start, so `KINEMA_NODE_TYPES` does, set where the
+    head is: `16xCPU=32,4xCPU=48+GPU=4` for up to 16 nodes of one kind and 4 of another.
+
+    Raises:
+        ClusterError: the variable is malformed.
+    """
+    text = os.environ.get(NODE_TYPES_VARIABLE, "")
+    try:
+        types = node_types(text) if text else []
+    except ValueError as error:
+        raise ClusterError(f"{NODE_TYPES_VARIABLE}: {error}") from error
+    return reachable(live_nodes(), types)
 
 
 def require(bundles: Sequence[Bundle], what: str) -> None:
     """Make sure that `bundles` can be placed at once on the empty cluster.
 
     Raises:
-        ClusterError: they never can, not even with every node the autoscaler may start.
+        ClusterError: they never can, not even with every node that may start.
     """
-    problem = shortage(bundles, _nodes(), max_resources())
+    problem = shortage(bundles, nodes())
     if problem is not None:
         raise ClusterError(
-            f"{what} asks for {described(bundles)}, but {problem}. Ask for less (compute.*) or "
-            "use a cluster that has it (RAY_ADDRESS)."
+            f"{what} asks for {described(bundles)}, but {problem}. Ask for less (compute.*) or use"
+            f" a cluster that has it (RAY_ADDRESS). {_counted()}"
         )
 
 
@@ -264,16 +277,17 @@ def max_concurrent_trials(per_trial: Sequence[Bundle], driver: Bundle, wanted: i
     Raises:
         ClusterError: not even one trial fits: it would wait for ever.
     """
-    limits = max_resources()
-    count, reason = concurrency(per_trial, driver, wanted, _nodes(), limits)
+    count, reason = concurrency(per_trial, driver, wanted, nodes())
     if count == 0:
         raise ClusterError(
             f"a trial can never start: {reason}. Ask for less (compute.*) or use a larger cluster "
-            "(RAY_ADDRESS)."
+            f"(RAY_ADDRESS). {_counted()}"
         )
     print(f"{count} of {wanted} trial{'s' if wanted != 1 else ''} at a time: {reason}", flush=True)
     return count
 
 
-def _nodes() -> list[dict[str, float]]:
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+def _counted() -> str:
+    if os.environ.get(NODE_TYPES_VARIABLE):
+        return f"Nodes that may yet start are counted as {NODE_TYPES_VARIABLE} says."
+    return f"If more nodes start on demand, say which in {NODE_TYPES_VARIABLE} (docs/clusters.md)."

@@ -114,6 +114,7 @@ def combine_epic(config: EpicConfig) -> None:
     """
     root = storage.absolute(config.storage or storage.default_root())
     verbs, nouns = (find_predictions(name, root) for name in (config.verb_run, config.noun_run))
+    _require_same_videos(verbs, nouns)
     for name, accuracy in combined_accuracies(verbs.table, nouns.table).items():
         print(f"{name:12s} {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]")
     for run in (verbs, nouns):

@@ -102,7 +102,7 @@ def evaluate_prepared(experiment: EvaluateExperiment, prepared: Prepared) -> Jud
         entries,
         config,
         experiment.root,
-        experiment.reading,
+        experiment.reading.on(experiment.compute),
         motion,
     )
     readout.check_any(entries)

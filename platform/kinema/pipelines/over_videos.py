@@ -20,7 +20,7 @@ import ray.data
 
 from kinema.config import fingerprint
 from kinema.errors import KinemaError
-from kinema.pipelines.cluster import max_resources, resources
+from kinema.pipelines.cluster import live_nodes, nodes
 from kinema.pipelines.isolation import Isolated, Packed
 from kinema.pipelines.progress import Progress
 from kinema.video.manifest import Entry
@@ -248,10 +248,15 @@ def judge(
 
 
 def _num_actors(num_videos: int, num_cpus: int | None, num_gpus: float) -> int:
-    most = max_resources() or resources()
-    places = int(most["CPU"])
+    """One per core, or per share of a GPU. Work without a GPU starts no node that has one."""
+    present = live_nodes()
+    startable = nodes()[len(present) :]
+    counted = [*present, *(n for n in startable if num_gpus or not n.get("GPU"))]
+    places = sum(int(node.get("CPU", 0)) for node in counted)
     if num_gpus:
-        places = min(places, int(most["GPU"] / num_gpus))
+        places = sum(
+            min(int(node.get("CPU", 0)), int(node.get("GPU", 0) / num_gpus)) for node in counted
+        )
     return max(1, min(places, num_cpus or places, num_videos))
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from kinema import storage
 from kinema.errors import KinemaError
-from kinema.tracking import run_key_of
+from kinema.tracking_server import run_key_of
 from kinema.trial import PREDICTIONS_FILE, RESULT_FILE
 
 _KINDS = ("runs", "evaluations", "probes", "boxes_only")

@@ -42,9 +42,10 @@ def start(config: HasRoot, output: str | None = None) -> None:
         output: folder or URI beside the storage root to which it writes.
 
     Raises:
-        StorageError: one of the two cannot be written.
+        StorageError: one of the two cannot be written, or Ray cannot open the root.
         ClusterError: as `connect`.
     """
+    storage.check_native(config.root, "storage root")
     storage.check_writable(
         config.root, "storage root", "set KINEMA_STORAGE or storage= to another one"
     )

@@ -213,7 +213,12 @@ def probe(asked: Asked) -> dict[str, Any]:
     _announce(experiment, len(entries))
     config = experiment.readout(asked.weights)
     readout = read_out(
-        "features", asked.manifest_uri, entries, config, experiment.root, experiment.reading
+        "features",
+        asked.manifest_uri,
+        entries,
+        config,
+        experiment.root,
+        experiment.reading.on(experiment.compute),
     )
     readout.check_any(fitted)
     readout.check_any(tested)

@@ -21,6 +21,7 @@ from kinema import storage
 from kinema.config import Config, fingerprint
 from kinema.errors import KinemaError
 from kinema.evaluation.readout import READOUT_VERSION, Question, ReadoutConfig, ask, build_network
+from kinema.experiment import ComputeConfig
 from kinema.motion.annotated import located
 from kinema.motion.extractor import MotionConfig
 from kinema.motion.store import MotionStore
@@ -36,10 +37,19 @@ class ReadingConfig(Config):
     """How a network is asked over the cluster; changes nothing in its answers."""
 
     num_cpus: PositiveInt | None = Field(None, description="cores to use; all by default")
-    gpus_per_worker: NonNegativeFloat = Field(
-        0.0, description="share of a GPU per core, such as 0.25; 0 = on the CPU"
+    gpus_per_worker: NonNegativeFloat | None = Field(
+        None,
+        description="share of a GPU per core, such as 0.25; 0 = on the CPU;"
+        " null = 1 / compute.cpus_per_worker where compute.use_gpu",
     )
     timeout_s: PositiveFloat = Field(600.0, description="limit per video")
+
+    def on(self, compute: ComputeConfig) -> ReadingConfig:
+        """With a share of a GPU: as given, else what a core of training has beside it."""
+        if self.gpus_per_worker is not None:
+            return self
+        share = min(1.0, 1 / compute.cpus_per_worker) if compute.use_gpu else 0.0
+        return self.model_copy(update={"gpus_per_worker": share})
 
 
 @dataclass(frozen=True)
@@ -48,12 +58,12 @@ class Readout:
 
     Attributes:
         entries: the videos that were read, in the order they were asked for.
-        values: (videos, views, ...) float32.
+        values: (videos, views, ...) float32; tokens float16, as they are kept.
         failures: id -> reason of each video that could not be read.
     """
 
     entries: list[Entry]
-    values: NDArray[np.float32]
+    values: NDArray[np.floating]
     failures: dict[str, str]
 
     @property
@@ -106,7 +116,7 @@ def read_out(
         entries: the videos.
         config: of the network; its weights an absolute path or URI.
         root: absolute storage root.
-        reading: how.
+        reading: how; `ReadingConfig.on` has settled where.
         motion: whose store the network's head reads; extracted before.
 
     Raises:
@@ -114,8 +124,8 @@ def read_out(
         WeightsError: the weights are of another network.
         KinemaError: an answer is not finite.
     """
-    bundle = {"CPU": 1.0} | ({"GPU": reading.gpus_per_worker} if reading.gpus_per_worker else {})
-    require([bundle], name)
+    share = reading.gpus_per_worker or 0.0
+    require([{"CPU": 1.0} | ({"GPU": share} if share else {})], name)
     manifest = Manifest.read(manifest_uri).digest
     key = readout_key(config, motion, manifest)
     uri = storage.join(root, "readouts", key)
@@ -129,9 +139,7 @@ def read_out(
     store = None if motion is None else MotionStore(root, motion, manifest)
     question = Question(config, [entry.id for entry in todo], store)
     job = VideoJob(Packed.of(answer, (question, work)), parts.write, reading.timeout_s)
-    failed = run_over(
-        name, len(entries), todo, job, reading.num_cpus, num_gpus=reading.gpus_per_worker
-    )
+    failed = run_over(name, len(entries), todo, job, reading.num_cpus, num_gpus=share)
     return _assemble(parts, entries, {id: why for id, _, why in failed})
 
 
@@ -181,11 +189,13 @@ def _assemble(parts: Parts, entries: Sequence[Entry], failures: dict[str, str]) 
     shape = table["shape"][rows[0]].as_py()
     # by parts: one list array of them all would overflow Arrow's 32-bit offsets
     flat = [chunk.flatten().to_numpy() for chunk in table["values"].chunks]
-    values = np.concatenate(flat).reshape(len(table), *shape)[rows]
+    values = np.concatenate(flat).reshape(len(table), *shape)
+    if rows != list(range(len(table))):  # tokens fill much of the memory: no copy without need
+        values = values[rows]
     broken = [e.id for e, said in zip(read, values, strict=True) if not np.isfinite(said).all()]
     if broken:
         raise KinemaError(
             f"the network's answers are not finite for {len(broken)} of {len(read)} videos, first"
             f" {broken[0]}: its training has diverged, or its weights are damaged"
         )
-    return Readout(read, np.asarray(values, dtype=np.float32), failures)
+    return Readout(read, values, failures)

@@ -53,8 +53,6 @@ def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
     try:
         outcome = train(experiment, prepared.manifest_uri, digest, run, talks=True)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            print("the same command continues this run", flush=True)
         give_up(run, error)
         raise
     close(run, outcome, None)

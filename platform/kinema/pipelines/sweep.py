@@ -35,7 +35,7 @@ def plan(experiment: SweepExperiment) -> list[Trial]:
         ConfigError: a combination of settings is not a valid experiment, two are the same one,
             trials cannot run side by side, or the scheduler has nothing to stop.
     """
-    sweep, base = experiment.sweep, experiment.base().resolved()
+    sweep, base = experiment.sweep, experiment.base()
     varied = {VARIANT: list(sweep.variants), **sweep.axes} if sweep.variants else sweep.axes
     points = [
         point
@@ -48,7 +48,7 @@ def plan(experiment: SweepExperiment) -> list[Trial]:
         points = [points[i] for i in chosen]
     trials = [Trial(_name(point), point, _varied(base, sweep, point)) for point in points]
     trials += [
-        Trial(name, settings, base.varied(settings), control=True)
+        Trial(name, settings, base.varied(settings).resolved(), control=True)
         for name, settings in sweep.controls.items()
     ]
     # of all, before anything runs: those left to do may be fewer
@@ -79,14 +79,24 @@ def check_sweep(experiment: SweepExperiment, given: Sequence[str]) -> None:
 
 def _check_scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
     """One that lets every trial run to its end is not what was meant."""
-    epochs = [item.experiment.finetune.epochs for item in trials if item.experiment.finetune]
-    if sweep.scheduler is not None and epochs and sweep.scheduler.grace_epochs >= max(epochs):
-        raise ConfigError(
-            [
-                f"sweep.scheduler.grace_epochs {sweep.scheduler.grace_epochs} leaves nothing to"
-                f" stop of finetune.epochs {max(epochs)}; lower it, or set sweep.scheduler=null"
-            ]
+    stages = [item.experiment.finetune for item in trials if item.experiment.finetune]
+    if sweep.scheduler is None or not stages:
+        return
+    grace, epochs = sweep.scheduler.grace_epochs, max(stage.epochs for stage in stages)
+    seldom = max(stage.checkpoint_every for stage in stages)  # an accuracy comes with a checkpoint
+    problems = []
+    if grace >= epochs:
+        problems.append(
+            f"sweep.scheduler.grace_epochs {grace} leaves nothing to stop of finetune.epochs"
+            f" {epochs}; lower it, or set sweep.scheduler=null"
         )
+    elif seldom >= epochs:
+        problems.append(
+            f"finetune.checkpoint_every {seldom} tells sweep.scheduler nothing before the last of"
+            f" finetune.epochs {epochs}; set it to 1, or set sweep.scheduler=null"
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_distinct(trials: Sequence[Trial]) -> None:
@@ -110,7 +120,7 @@ def _skipped(point: Mapping[str, Any], skip: Sequence[Mapping[str, Any]]) -> boo
 def _varied(base: Experiment, sweep: SweepConfig, point: Mapping[str, Any]) -> Experiment:
     """The variant's overrides and the axes' values together: only both may be valid."""
     axes = {key: value for key, value in point.items() if key != VARIANT}
-    return base.varied({**sweep.variants.get(point.get(VARIANT, ""), {}), **axes})
+    return base.varied({**sweep.variants.get(point.get(VARIANT, ""), {}), **axes}).resolved()
 
 
 def _name(point: Mapping[str, Any]) -> str:
@@ -161,8 +171,6 @@ def sweep(experiment: SweepExperiment) -> int:
         rows = [study.row(item, failures) for item in trials]
         study.publish(rows)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            print("the same command continues this sweep", flush=True)
         study.abandon(error)
         raise
     return 0 if all(row["status"] == "done" for row in rows) else 1

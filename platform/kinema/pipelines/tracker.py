@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kinema.errors import ClusterError
 from kinema.journal import Point, Scalar
 from kinema.storage import absolute
-from kinema.tracking import Status, Tracker, tracking_uri_for
+from kinema.tracking import Status, Tracker
+from kinema.tracking_server import tracking_uri_for
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ class TrackerActor:
 class RemoteTracker:
     """One tracked run; small and picklable.
 
-    `log` is for workers: it never waits and never raises. The other methods are for the driver:
-    they wait until the record is on disk.
+    `log` and `start` are for workers: they never wait and never raise. The other methods are for
+    the driver: they wait until the record is on disk.
     """
 
     def __init__(self, actor: Any, run_id: str) -> None:
@@ -91,10 +92,19 @@ class RemoteTracker:
             self._look_back()
         except RayError as error:
             self._warn(error)
+        self._send("log", list(points))
+
+    def start(self) -> None:
+        """Start a planned run; see `Tracker.start`."""
+        self._send("start")
+
+    def _send(self, method: str, *arguments: Any) -> None:
         watched = self._sent is None  # one call at a time; Ray complains of unread results itself
         try:
-            sent = self._actor.log.options(num_returns=int(watched)).remote(
-                self.run_id, list(points)
+            sent = (
+                getattr(self._actor, method)
+                .options(num_returns=int(watched))
+                .remote(self.run_id, *arguments)
             )
         except RayError as error:
             self._warn(error)
@@ -110,10 +120,6 @@ class RemoteTracker:
         if not self._warned:
             _log.warning("the tracker is gone or cannot write, metrics are lost: %s", error)
         self._warned = True
-
-    def start(self) -> None:
-        """Start a planned run; see `Tracker.start`."""
-        self.call("start")
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Record final numbers; see `Tracker.summary`."""

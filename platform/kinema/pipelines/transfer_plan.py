@@ -228,7 +228,7 @@ def build_cell(experiment: TransferExperiment, place: Place, source: Source, dat
             own.manifest,
             prepared.manifest_uri,
             prepared.manifest,
-            experiment.reading,
+            experiment.reading.on(experiment.compute),
         )
         return Cell(place.name, place.settings, target, prepared=prepared, test=direct)
     chosen = cell_experiment(experiment, place, source, encoder_of(source, data))

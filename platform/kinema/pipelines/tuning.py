@@ -47,7 +47,8 @@ def training(prepared: Prepared) -> Work:
     uri, digest = prepared.manifest_uri, prepared.manifest.digest
 
     def work(item: Trial, run: RemoteTracker) -> None:
-        reports = _FinetuneReports()  # type: ignore[no-untyped-call]
+        stage = item.experiment.finetune
+        reports = _FinetuneReports(0 if stage is None else stage.epochs)
         train(item.experiment, uri, digest, run, [reports])
 
     return work
@@ -118,6 +119,8 @@ def run_trials(
 
     # Tune's old console is silent at verbose=0, its new one is not; `_Progress` says what matters.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Tune would take Ctrl-C and `ray job stop` for an end of its own, and the job would go on.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     progress = _Progress(by_name, on_end)
     tuner = tune.Tuner(
         tune.with_resources(trainable, driver),
@@ -154,19 +157,26 @@ def scheduler_of(experiment: SweepExperiment, trials: Sequence[Trial]) -> ASHASc
         time_attr="stage_epoch",
         metric="val/top1",
         mode="max",
-        max_t=max(epochs) + 1,  # at `max_t` a trial is ended, and its test comes after its epochs
+        max_t=max(epochs) + 1,  # at `max_t` a trial is ended, also one that leads
         grace_period=min(asha.grace_epochs, max(epochs)),
         reduction_factor=asha.reduction_factor,
     )
 
 
 class _FinetuneReports(TuneReportCallback):
-    """Tells Tune about finetuning only: pretraining losses of different masks don't compare."""
+    """Tells Tune about finetuning only: pretraining losses of different masks don't compare.
+
+    Of `epochs`, the last one is left out: a trial that has come so far is to have its test.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.epochs = epochs
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        if "val/top1" in metrics[0]:
+        if "val/top1" in metrics[0] and metrics[0]["stage_epoch"] < self.epochs:
             super().after_report(run_context, metrics, checkpoint)
 
 

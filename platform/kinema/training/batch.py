@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -51,16 +51,25 @@ class Batch:
     motion: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`, but for `mask`.
+
+        Its tokens are counted to give the network's input its shape, and counting on a GPU would
+        wait for all that runs there.
+        """
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU copies from by itself; `DataLoader` asks for it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With every tensor but `mask` and `statistics`, which stay on the CPU, changed."""
         return replace(
             self,
-            clip=self.clip.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            mask=None if self.mask is None else self.mask.to(device, non_blocking=True),
-            inner=None if self.inner is None else self.inner.to(device, non_blocking=True),
-            motion={
-                name: tensor.to(device, non_blocking=True) for name, tensor in self.motion.items()
-            },
+            clip=change(self.clip),
+            labels=change(self.labels),
+            inner=None if self.inner is None else change(self.inner),
+            motion={name: change(tensor) for name, tensor in self.motion.items()},
         )
 
     def inputs(self) -> ClipInputs:

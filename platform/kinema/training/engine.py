@@ -14,10 +14,11 @@ import copy
 import io
 import json
 import logging
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +35,14 @@ from kinema.training.optim import OptimConfig, adamw, parameter_groups
 STATE_TAG = "state"
 META_FILE = "meta.json"
 STALE_LOCK_SECONDS = 15 * 60
+KEPT_SETTINGS = ("weight_decay", "betas", "eps")
 
 
 class EngineConfig(Config):
-    """How one optimizer step is spread over memory and devices. Changes speed, not the recipe."""
+    """How one optimizer step is spread over memory and devices. Changes speed, not the recipe.
+
+    In bf16, gradients accumulate in float32 under ZeRO 1 to 3; stage 0 adds them up in bf16.
+    """
 
     global_batch_size: PositiveInt = Field(256, description="clips per optimizer step, all GPUs")
     micro_batch_size: PositiveInt = Field(
@@ -123,6 +128,9 @@ class Engine:
             },
             "steps_per_print": 10**9,
         }
+        if config.precision == "bf16" and config.zero_stage > 0:
+            # Else dozens of micro-batches would be summed with eight bits of mantissa.
+            self._settings["data_types"] = {"grad_accum_dtype": "fp32"}
         model = model.to(self.device)
         self._engine = deepspeed.initialize(
             model=model,
@@ -151,35 +159,48 @@ class Engine:
 
     def step(
         self,
-        batches: Sequence[Batch],
+        batches: Iterable[Batch],
         loss_fn: Callable[[nn.Module, Batch], Tensor],
         learning_rate: float,
     ) -> tuple[float, float]:
-        """One optimizer step over this rank's micro-batches.
+        """One optimizer step over this rank's micro-batches, each taken when its turn comes.
+
+        Args:
+            batches: `accumulation` of them, on this rank's device.
+            loss_fn: gives the mean loss of one.
+            learning_rate: of the last layer.
 
         Returns:
-            The mean loss of this rank and the global gradient norm before clipping. Parameters are
-            left untouched when the loss of any rank is not finite (both values then say so).
+            The mean loss of this rank and the global gradient norm before clipping. Where the loss
+            of any rank or the gradient is not finite, both are NaN and parameters are left as they
+            were; a gradient that overflows fp16 lowers the loss scale instead.
         """
         for group, factor in zip(self._engine.optimizer.param_groups, self._factors, strict=True):
             group["lr"] = learning_rate * factor
-        total = 0.0
+        lost = float("nan"), float("nan")
+        losses: list[Tensor] = []
         norm: float | None = None
         for batch in batches:
             loss = loss_fn(self._engine, batch)
-            if not self._all_finite(loss):
-                return float("nan"), float("nan")
+            losses.append(loss.detach())
             self._engine.backward(loss)
             if self._engine.is_gradient_accumulation_boundary():
+                # The first moment that waits for the GPU, once per step.
+                if not self._all_finite(losses):
+                    return lost
                 norm = self._plain_gradient_norm()
+                if norm is not None and not math.isfinite(norm):
+                    return lost
             self._engine.step()
-            total += loss.item()
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
-        return total / len(batches), norm
+            # DeepSpeed has skipped the update then, and says infinity or -1.
+            if self.config.precision != "fp16" and not 0 <= norm < math.inf:
+                return lost
+        return sum(torch.stack(losses).tolist()) / len(losses), norm
 
-    def _all_finite(self, loss: Tensor) -> bool:
-        finite = torch.isfinite(loss.detach()).float()
+    def _all_finite(self, losses: list[Tensor]) -> bool:
+        finite = torch.isfinite(torch.stack(losses)).all().float()
         if self.world_size > 1:
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite.item())
@@ -217,7 +238,17 @@ class Engine:
             _to_universal(folder, Path(temporary))
             self._engine._config.load_universal_checkpoint = True
             self._engine.optimizer.load_universal_checkpoint = True
+            groups = self._engine.optimizer.param_groups
+            settings = [{name: group[name] for name in KEPT_SETTINGS} for group in groups]
             self._load(Path(temporary), tag=f"{STATE_TAG}_universal")
+        # Stage 3 gives all groups the settings of the first one, whose weights do not decay, and
+        # all weights one counter of steps, which each then advances. AdamW's fused kernel wants
+        # the counter on the GPU; it comes from a file.
+        for group, kept in zip(self._engine.optimizer.param_groups, settings, strict=True):
+            group.update(kept)
+        for state in self._engine.optimizer.state.values():
+            if "step" in state:
+                state["step"] = torch.tensor(float(state["step"]), device=self.device)
 
     def _load(self, folder: Path, tag: str = STATE_TAG) -> None:
         try:
@@ -228,15 +259,25 @@ class Engine:
             raise CheckpointError(f"{folder}: holds no training state '{tag}'")
 
     def full_weights(self) -> dict[str, Tensor]:
-        """Consolidated weights in float32 on the CPU; complete on every rank."""
+        """Consolidated weights in float32 on the CPU; complete on every rank.
+
+        Those that the optimizer keeps in float32, not their rounded copies of bf16 or fp16; under
+        stage 0, where there may be none, the network's own.
+        """
         deepspeed = _deepspeed()
         parameters = list(self.module.parameters())
         gather = deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3)
         with gather:
-            return {
+            weights = {
                 name: tensor.detach().float().cpu().clone()
                 for name, tensor in self.module.state_dict().items()
             }
+        if self.config.precision != "fp32" and self.config.zero_stage > 0:
+            for name, parameter in self.module.named_parameters():
+                exact = deepspeed.utils.safe_get_full_fp32_param(parameter)
+                if exact is not None:
+                    weights[name] = exact.detach().float().cpu().reshape(weights[name].shape)
+        return weights
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from kinema.motion.vectors import vector_fields
 from kinema.video.decode import read_frames, read_frames_and_vectors
 from kinema.video.manifest import Entry
 
+HELD_BYTES = 512 * 2**20
+"""A video smaller than this when decoded is decoded once for all of its views in a test."""
+
 
 class Decoded(NamedTuple):
     """Frames (T, H, W, 3) uint8, and codec vectors where asked for: (F,) int64 indices and

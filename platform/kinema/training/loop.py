@@ -101,6 +101,30 @@ class Averages:
         return merged
 
 
+@dataclass
+class Feed:
+    """Micro-batches, moved to `device` one at a time, while the last one is still computed.
+
+    `waited` and `statistics` are of what was taken last: seconds until the loader gave it, and the
+    batches' values.
+    """
+
+    batches: Iterator[Batch]
+    device: torch.device
+    waited: float = 0.0
+    statistics: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def take(self, count: int) -> Iterator[Batch]:
+        """The next micro-batches."""
+        self.waited, self.statistics = 0.0, []
+        for _ in range(count):
+            asked = time.perf_counter()
+            batch = next(self.batches)
+            self.waited += time.perf_counter() - asked
+            self.statistics.append(batch.statistics)
+            yield batch.to(self.device)
+
+
 EpochEnd = Callable[[int, int], tuple[Mapping[str, float], bool]]
 """Called as (epoch, step) after each epoch on all ranks -> metrics to log, and whether to stop."""
 
@@ -163,24 +187,21 @@ def run(stage: Stage, reporter: Reporter) -> None:
     start = restore(stage, reporter)
     if start >= stage.total_steps or stage.state.get("stopped"):
         return
-    batches = stage.batches(range(start, stage.total_steps))
+    feed = Feed(stage.batches(range(start, stage.total_steps)), engine.device)
     begun = Averages.from_dict(stage.state.pop("begun", {}))
     recent, epoch_means = Averages(), begun if engine.rank == 0 else Averages()
     window = time.perf_counter()
     warned = urgent = False
     for step in range(start, stage.total_steps):
-        waited = time.perf_counter()
-        micro_batches = [next(batches).to(engine.device) for _ in range(engine.accumulation)]
-        waited = time.perf_counter() - waited
         rate = stage.schedule(step)
-        loss, norm = engine.step(micro_batches, stage.loss, rate)
+        loss, norm = engine.step(feed.take(engine.accumulation), stage.loss, rate)
         if not math.isfinite(loss):
-            _stop_on_non_finite(stage, step, micro_batches, start)
+            _stop_on_non_finite(stage, step, start)
         for means in (recent, epoch_means):
             means.add("loss", loss)
-            for batch in micro_batches:
-                means.add_batch(batch.statistics)
-        recent.add("wait", waited)
+            for statistics in feed.statistics:
+                means.add_batch(statistics)
+        recent.add("wait", feed.waited)
         epoch, ends = order.epoch(step), (step + 1) % order.steps_per_epoch == 0
         if ends or (step + 1) % duration.log_every == 0:
             merged = Averages.merge(gather_objects(recent)).means()
@@ -287,18 +308,19 @@ def _named(stage: str, means: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _stop_on_non_finite(stage: Stage, step: int, batches: list[Batch], start: int) -> None:
+def _stop_on_non_finite(stage: Stage, step: int, start: int) -> None:
+    """Keep this rank's samples of the step, drawn once more, and end on all ranks together."""
+    parts = ("keys", "clip", "labels", "mask", "inner", "motion")
+    batches = [
+        {part: getattr(batch, part) for part in parts}
+        for batch in stage.batches(range(step, step + 1))
+    ]
     buffer = io.BytesIO()
-    torch.save(
-        [
-            {"keys": b.keys, "clip": b.clip, "labels": b.labels, "mask": b.mask, **b.motion}
-            for b in batches
-        ],
-        buffer,
-    )
+    torch.save(batches, buffer)
     uri = storage.join(stage.failures_uri, f"{stage.name}-step{step}-rank{stage.engine.rank}.pt")
     storage.write_bytes(uri, buffer.getvalue())
     raise NonFiniteLossError(
-        f"{stage.name}: the loss is not finite at step {step} (this attempt began at {start}); the "
-        f"batch is kept in {uri}. Lower the learning rate, set optim.clip_grad, or use bf16."
+        f"{stage.name}: loss or gradient is not finite at step {step} (this attempt began at"
+        f" {start}); the batch is kept in {uri}. Lower the learning rate, set optim.clip_grad, or"
+        " use bf16."
     )
