@@ -144,11 +144,11 @@ def main() -> None:
     vit = ViTConfig(size=args.size)
     shape = (args.batch, 3, vit.num_frames, vit.image_size, vit.image_size)
     clip = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    mask = make_masks(vit, args.batch).to(device)
+    mask = make_masks(vit, args.batch)  # stays on the CPU, as in training
     print(f"{args.size}, batch {args.batch}, {args.precision}, torch {torch.__version__}, {name}")
     own = ours(vit, clip, mask, precision, args.steps)
     print(f"kinema        {args.batch / own:8.2f} clips/s  ({own * 1e3:.0f} ms per step)")
-    other = peer(vit, clip, mask, precision, args.steps)
+    other = peer(vit, clip, mask.to(device), precision, args.steps)
     if other is None:
         print("transformers is not installed: no peer measured")
     else:

@@ -220,6 +220,46 @@ def test_artifacts(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
+def test_a_server_that_takes_no_files_still_shows_the_end(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError("no space left")
+
+    (tmp_path / "note.txt").write_text("x")
+    tracker = Tracker(str(root), STUDY)
+    run_id = tracker.run("trial", "trial")
+    monkeypatch.setattr(tracker._client, "log_artifacts", full)
+    tracker.artifact(run_id, tmp_path / "note.txt")
+    tracker.log(run_id, [("loss", 1.0, 0, 0)])
+    tracker.finish(run_id, "FINISHED")
+    assert runs(root)[0].info.status == "FINISHED"
+    assert runs(root)[0].data.metrics["loss"] == 1.0
+    assert replay(str(root)) == 0
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    assert [file.path for file in client.list_artifacts(run_id)] == ["note.txt"]
+
+
+def test_two_jobs_may_make_the_experiment_at_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(str(root), "new")
+    found = tracker._client.get_experiment_by_name
+
+    def just_too_early(name: str) -> object:
+        monkeypatch.setattr(tracker._client, "get_experiment_by_name", found)
+        other = Tracker(str(root), name)
+        other.run("theirs", "theirs")
+        return None
+
+    monkeypatch.setattr(tracker._client, "get_experiment_by_name", just_too_early)
+    tracker.run("ours", "ours")
+    experiment = found("new")
+    assert experiment is not None
+    names = {run.info.run_name for run in tracker._client.search_runs([experiment.experiment_id])}
+    assert names == {"ours", "theirs"}
+
+
 def test_outage_from_the_start_is_replayed(
     root: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

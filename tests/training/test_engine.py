@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from two_ranks import in_two_ranks
 
 from kinema.errors import CheckpointError, ClusterError
+from kinema.models.classifier import BoxMeanHead, Classifier, MCAHead, PlainHead
+from kinema.models.mae import DecoderConfig, MaskedAutoencoder
+from kinema.models.vit import ViTConfig
 from kinema.training.batch import Batch
 from kinema.training.engine import Engine, EngineConfig, read_meta
 from kinema.training.optim import OptimConfig
@@ -155,6 +158,53 @@ def test_bf16_sums_gradients_and_keeps_weights_in_float32(stage: int) -> None:
         # the step of AdamW, far below what bf16 can tell apart
         moved = (tensor - before[name]).abs()
         assert 0 < moved.max() < 2e-6, name
+
+
+JOINT = ViTConfig(
+    size="custom", embed_dim=192, depth=2, num_heads=3, image_size=32, num_frames=4, patch_size=8
+)
+DIVIDED = JOINT.model_copy(update={"attention": "divided"})
+POOLING = ViTConfig(
+    attention="pooling", embed_dim=192, depth=3, num_heads=4, stages=(1, 2), image_size=32,
+    num_frames=4, patch_size=4, size="custom",
+)  # fmt: skip
+DECODER = DecoderConfig(size="custom", embed_dim=32, depth=1, num_heads=2)
+HEADS = [PlainHead(), MCAHead(heads=1, depth=1), BoxMeanHead(outer_weight=0.5)]
+"""ZeRO stage 3 keeps tensors of less than 100,000 numbers whole; these networks have larger."""
+
+
+def half_hidden(vit: ViTConfig) -> Tensor:
+    mask = torch.zeros(2, vit.grid.tokens, dtype=torch.bool)
+    mask[:, ::2] = True
+    return mask
+
+
+def learns(network: nn.Module, depth: int, batch: Batch, config: EngineConfig) -> bool:
+    ours = Engine(network, depth, config, OPTIM)
+
+    def square(module: nn.Module, batch: Batch) -> Tensor:
+        second = batch.mask if isinstance(network, MaskedAutoencoder) else batch.inner
+        return (module(batch.clip.to(ours.dtype), second).float() - 1).square().mean()
+
+    losses = [ours.step([batch, batch], square, 1e-4)[0] for _ in range(3)]
+    return losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("stage", "recompute"), [(1, False), (3, True)])
+@pytest.mark.parametrize("vit", [JOINT, DIVIDED, POOLING], ids=["joint", "divided", "pooling"])
+def test_every_network_learns_in_every_precision(
+    vit: ViTConfig, stage: int, recompute: bool, precision: str
+) -> None:
+    vit = vit.model_copy(update={"activation_checkpointing": recompute})
+    clip = torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = Batch(("x", "y"), clip, torch.zeros(2), half_hidden(vit), half_hidden(vit), {})
+    config = EngineConfig(
+        global_batch_size=4, micro_batch_size=2, zero_stage=stage, precision=precision
+    )
+    networks = [MaskedAutoencoder(vit, DECODER, [10]), *(Classifier(vit, h, 3) for h in HEADS)]
+    for network in networks:
+        assert learns(network, vit.depth, batch, config), type(network)
 
 
 AT_TWO_SIZES = EngineConfig(global_batch_size=8, micro_batch_size=2)

@@ -122,7 +122,7 @@ class DividedEncoder(Encoder):
     ) -> Tensor:
         """Clips (B, 3, T, H, W) -> all tokens (B, N, D); see `Backbone`."""
         tokens = _fill(self.patch_embed(clip), visible, mask_token)
-        return self.encode(tokens + self.positions)
+        return self.encode(tokens + self.positions.to(tokens.dtype))
 
 
 class PoolingEncoder(Backbone):

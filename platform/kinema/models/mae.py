@@ -89,8 +89,9 @@ class Decoder(DecoderBlocks):
         Returns:
             (B, m, target_dim), in the order of `hidden`.
         """
-        positions = self.positions.expand(len(latent), -1, -1)
-        known = self.embed(latent) + gather_tokens(positions, visible)
+        embedded = self.embed(latent)
+        positions = self.positions.to(embedded.dtype).expand(len(latent), -1, -1)
+        known = embedded + gather_tokens(positions, visible)
         asked = self.mask_token + gather_tokens(positions, hidden)
         tokens = self.run(torch.cat([known, asked.to(known.dtype)], dim=1))
         out: Tensor = self.head(self.norm(tokens[:, visible.shape[1] :]))
@@ -114,7 +115,7 @@ class FullGridDecoder(DecoderBlocks):
             p=self.pool,
             q=self.pool,
         )
-        tokens = self.run(tokens + self.positions)
+        tokens = self.run(tokens + self.positions.to(tokens.dtype))
         out: Tensor = self.head(self.norm(gather_tokens(tokens, hidden)))
         return out
 

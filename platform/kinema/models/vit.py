@@ -391,7 +391,8 @@ class Encoder(Backbone):
     def embed(self, clip: Tensor) -> Tensor:
         """Normalised clips (B, 3, T, H, W) -> tokens with positions (B, N, D)."""
         tokens: Tensor = self.patch_embed(clip)
-        return tokens + self.positions
+        # DeepSpeed leaves buffers in float32 when it casts parameters.
+        return tokens + self.positions.to(tokens.dtype)
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Run embedded tokens (B, n, D) through the blocks -> (B, n, D)."""
