@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from job_runner import call
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from kinema import journal as journal_module
 from kinema import tracking
 from kinema.errors import StorageError
 from kinema.journal import Journal, journal_path
@@ -258,6 +261,30 @@ def test_two_jobs_may_make_the_experiment_at_once(
     assert experiment is not None
     names = {run.info.run_name for run in tracker._client.search_runs([experiment.experiment_id])}
     assert names == {"ours", "theirs"}
+
+
+def test_a_second_job_is_refused_until_the_first_has_ended(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "LOCK_WAIT_S", 0.0)
+    code = (
+        "import time; from kinema.tracking import Tracker;"
+        f" Tracker({str(root)!r}, {STUDY!r}).run('k', 'a name'); print('at it', flush=True);"
+        " time.sleep(600)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "at it\n"
+        tracker = Tracker(str(root), STUDY)
+        with pytest.raises(StorageError, match="another job is at the run 'a name'"):
+            tracker.run("k", "a name")
+    finally:
+        first.kill()
+        first.communicate()
+    run_id = tracker.run("k", "a name")
+    assert tracker.run("k", "a name") == run_id  # this process's own
+    tracker.finish(run_id, "FINISHED")
 
 
 def test_outage_from_the_start_is_replayed(

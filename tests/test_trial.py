@@ -148,15 +148,14 @@ def test_losses_are_those_on_record(method: str, videos: tuple[Path, str], tmp_p
     assert outcome["metrics"]["test/top1"] == pytest.approx(hits.mean())
 
 
-@pytest.mark.parametrize("stage", [1, 3])
 def test_stages_in_bf16_give_nearly_the_losses_on_record(
-    stage: int, videos: tuple[Path, str], tmp_path: Path
+    videos: tuple[Path, str], tmp_path: Path
 ) -> None:
     root, uri = videos
     engines = [
         f"{part}.engine.{setting}"
         for part in ("pretrain", "finetune")
-        for setting in ("precision=bf16", f"zero_stage={stage}")
+        for setting in ("precision=bf16", "zero_stage=1")
     ]
     recorder = Recorder(tmp_path)
     outcome = run_stages(tiny(root, uri, *MOFO, *engines), uri, recorder)

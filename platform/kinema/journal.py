@@ -6,16 +6,19 @@ tracking server shows of a run can be made again from its journal.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from kinema.config import fingerprint
+from kinema.errors import StorageError
 from kinema.storage import absolute
 
 Point = tuple[str, float, int, int]
@@ -23,6 +26,11 @@ Point = tuple[str, float, int, int]
 Scalar = str | int | float | bool | None
 
 FOLDER = "journal"
+LOCK_WAIT_S = 60.0
+"""How long a run waits for processes of an earlier job that was killed to end."""
+
+_held: dict[Path, IO[str]] = {}
+"""Locks of the runs that this process is at."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,12 @@ class Journal:
         )
 
     def begin(self, header: RunHeader) -> None:
-        """Start the run, or start it again."""
+        """Start the run, or start it again.
+
+        Raises:
+            StorageError: a process of another job is at it: two would write over each other.
+        """
+        self._take(header.name)
         self._append({"kind": "run", **asdict(header)})
 
     def add(self, points: Iterable[Point]) -> int:
@@ -105,6 +118,9 @@ class Journal:
     def finish(self, status: str, reason: str | None) -> None:
         """Note the run's end."""
         self._append({"kind": "finish", "status": status, "reason": reason})
+        lock = _held.pop(self.path, None)
+        if lock is not None:
+            lock.close()
 
     def sent(self, run_id: str, num_points: int, rejected: str | None = None) -> None:
         """Note that the server's run `run_id` has the first `num_points` points.
@@ -117,6 +133,28 @@ class Journal:
     def shown(self, status: str) -> None:
         """Note that the server shows `status`."""
         self._append({"kind": "shown", "status": status})
+
+    def _take(self, name: str) -> None:
+        """Lock the run for this process; the system lets go when the process ends, however."""
+        if self.path in _held:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.path.with_suffix(".lock").open("w")
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    lock.close()
+                    raise StorageError(
+                        f"another job is at the run '{name}' ({self.path}): wait for its end, or"
+                        " end it"
+                    ) from None
+                time.sleep(0.5)
+            else:
+                _held[self.path] = lock
+                return
 
     def _read(self) -> None:
         for entry in _entries(self.path):

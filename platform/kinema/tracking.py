@@ -131,7 +131,7 @@ class Tracker:
             place here.
 
         Raises:
-            StorageError: the server refuses the run for good.
+            StorageError: the server refuses the run for good, or another job is at it.
         """
         journal = Journal(journal_path(self.storage_root, self.experiment, key, parent_key))
         header = RunHeader(

@@ -59,8 +59,10 @@ def test_digest_follows_bytes_and_trimming(tmp_path: Path) -> None:
     first = video_digest(whole)
     assert video_digest(entry_of(path, start_s=0.0)) != first
     assert video_digest(entry_of(path, start_s=0.1)) != video_digest(entry_of(path, start_s=0.2))
+    part = video_digest(entry_of(path, start_s=0.1))
     write_video(path, step=3)
     assert video_digest(whole) != first
+    assert video_digest(entry_of(path, start_s=0.1)) != part
 
 
 @pytest.mark.parametrize(

@@ -100,10 +100,39 @@ def test_killed_worker_changes_nothing(tmp_path: Path) -> None:
     assert outcome["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
 
 
-@pytest.mark.timeout(600)
-def test_killed_sweep_goes_on(tmp_path: Path) -> None:
+def interrupt(command: list[str], environment: dict[str, str]) -> None:
+    """Ctrl-C once the sweep's first trial has started."""
+    with subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as job:
+        try:
+            assert job.stdout is not None
+            assert any("  started   " in line for line in job.stdout)
+            job.send_signal(signal.SIGINT)
+            _, errors = job.communicate(timeout=120)
+        finally:
+            job.kill()
+    assert job.returncode == 130, errors
+    assert "interrupted; the same command goes on" in errors
+
+
+def statuses(root: Path) -> list[str]:
+    """Of the sweep's runs in MLflow."""
     import mlflow
 
+    client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (study,) = client.search_experiments(filter_string="name = 'demo-mask-ratio'")
+    return [run.info.status for run in client.search_runs([study.experiment_id])]
+
+
+@pytest.mark.timeout(600)
+def test_interrupted_and_killed_sweep_goes_on(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "jobs/sweep_mask_ratio.py",
@@ -114,6 +143,8 @@ def test_killed_sweep_goes_on(tmp_path: Path) -> None:
         "sweep.axes={mask.inside_ratio: [0.5]}",
     ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "platform")}
+    interrupt(command, environment)
+    assert set(statuses(tmp_path)) == {"KILLED"}
     first = subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -135,8 +166,4 @@ def test_killed_sweep_goes_on(tmp_path: Path) -> None:
     assert re.search(r"[12] of 2 trials are done", second.stdout), second.stdout
     assert {file: file.stat().st_mtime_ns for file in done} == done
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 2
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (study,) = client.search_experiments(filter_string="name = 'demo-mask-ratio'")
-    runs = client.search_runs([study.experiment_id])
-    assert len(runs) == 3
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert statuses(tmp_path) == ["FINISHED"] * 3

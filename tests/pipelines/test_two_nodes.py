@@ -1,4 +1,5 @@
-"""A submitted sweep on two nodes that hold the dependencies and not this checkout."""
+"""A submitted sweep on a cluster as the files in `clusters/` make them: a head without work, and
+two nodes that start when a job asks for them, with the dependencies and not this checkout."""
 
 from __future__ import annotations
 
@@ -21,31 +22,42 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # One process holds the cluster, as Ray reads the variables that keep it on the loopback only once.
 CLUSTER = """
-import json, os, sys
+import json, os, sys, time
 from ray._private.utils import write_ray_address
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 
 os.mkdir(os.path.join(os.environ["RAY_TMPDIR"], "ray"))
 
-gcs, port = int(sys.argv[3]), int(sys.argv[4])
+head, *workers = sys.argv[1:4]
+gcs, port = map(int, sys.argv[4:])
 cluster = Cluster()
 cluster.add_node(
-    num_cpus=1,
+    num_cpus=0,
     gcs_server_port=gcs,
     resources={"trial_driver": 1000},
     include_dashboard=True,
     dashboard_host="127.0.0.1",
     dashboard_port=port,
     dashboard_agent_listen_port=0,
-    temp_dir=sys.argv[1],
+    temp_dir=head,
 )
-# With a folder of its own, as on a machine of its own: the nodes unpack packages there. Jobs go to
-# either node's agent, so on a fixed port they may reach that of another cluster on this machine.
-cluster.add_node(num_cpus=1, temp_dir=sys.argv[2], dashboard_agent_listen_port=0)
 # As `ray start` does: without the note a job's driver connects to any cluster of this machine.
-for folder in sys.argv[1:3]:
+for folder in (head, *workers):
     write_ray_address(cluster.address, folder)
 print(json.dumps({"address": cluster.address, "dashboard": f"http://127.0.0.1:{port}"}), flush=True)
+
+def demand():
+    wanted = get_cluster_status(cluster.address).resource_demands
+    return wanted.ray_task_actor_demand or wanted.placement_group_demand
+
+# In an autoscaler's place, which starts machines for what waits.
+while not demand():
+    time.sleep(0.5)
+# With folders of their own, as on machines of their own: nodes unpack packages there, and remove
+# them. Jobs go to any node's agent, so on a fixed port they may reach another cluster's.
+for folder in workers:
+    cluster.add_node(num_cpus=1, temp_dir=folder, dashboard_agent_listen_port=0)
 sys.stdin.read()
 cluster.shutdown()
 """
@@ -69,9 +81,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture
 def two_nodes() -> Iterator[dict[str, str]]:
-    """The environment of a client of a cluster of 2 nodes with 1 CPU each."""
+    """The environment of a client of a cluster that grows to 2 nodes with 1 CPU each."""
     environment = {
         **os.environ,
+        "KINEMA_NODE_TYPES": "2xCPU=1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -79,19 +92,22 @@ def two_nodes() -> Iterator[dict[str, str]]:
     }
     environment.pop("PYTHONPATH", None)
     # sockets live in the folder, and a socket's path has at most 107 characters
-    with (
-        tempfile.TemporaryDirectory(prefix="kinema-", dir="/tmp") as folder,
-        tempfile.TemporaryDirectory(prefix="kinema-", dir="/tmp") as second,
-        subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, folder, second, *map(str, free_ports(2))],
-            cwd=folder,
-            # where the address of "the" local cluster is noted: not over that of one in use
-            env={**environment, "RAY_TMPDIR": folder},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as holder,
-    ):
+    with contextlib.ExitStack() as stack:
+        folders = [
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="kinema-", dir="/tmp"))
+            for _ in range(3)
+        ]
+        holder = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", CLUSTER, *folders, *map(str, free_ports(2))],
+                cwd=folders[0],
+                # where the address of "the" local cluster is noted: not over that of one in use
+                env={**environment, "RAY_TMPDIR": folders[0]},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
         assert holder.stdout is not None
         assert holder.stdin is not None
         line = next((line for line in holder.stdout if line.startswith("{")), None)

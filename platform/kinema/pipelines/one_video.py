@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -46,10 +47,21 @@ def video_digest(entry: Entry) -> str:
     Raises:
         KinemaError: it cannot be read.
     """
-    content = content_digest(entry.path)
     if entry.start_s is None and entry.end_s is None:
-        return content
+        return content_digest(entry.path)
+    try:
+        found = os.stat(entry.path)
+    except OSError:  # a URI; or whatever is wrong with it, reading says
+        content = content_digest(entry.path)
+    else:
+        content = _digest_of_many(entry.path, found.st_size, found.st_mtime_ns)
     return fingerprint(content, entry.start_s, entry.end_s)
+
+
+@lru_cache(maxsize=4096)
+def _digest_of_many(path: str, size: int, changed_ns: int) -> str:
+    """Of a file that many entries are parts of: it may be hours long, and is read once."""
+    return content_digest(path)
 
 
 def extract_one(entry: Entry, config: MotionConfig) -> MotionRow:

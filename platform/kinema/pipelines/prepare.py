@@ -16,6 +16,9 @@ from kinema.pipelines.extract import extract
 from kinema.video.manifest import Manifest
 from kinema.video.synthetic import SYNTHETIC_VERSION, make
 
+MANY_PARTS = 4
+"""Clips per file from which on cutting them out first is worth its while."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -79,6 +82,7 @@ def prepare(
             raise ConfigError(["data: all trials of a sweep must use the same videos"])
     uri = prepare_manifest(experiments[0])
     manifest = Manifest.read(uri)
+    _warn_of_parts(manifest)
     if check is not None:
         for experiment in experiments:
             check(experiment, manifest)
@@ -119,3 +123,15 @@ def _distinct_motion(experiments: Iterable[Experiment]) -> list[tuple[MotionConf
         if experiment.motion is not None:
             found.setdefault(fingerprint(experiment.motion), (experiment.motion, experiment))
     return list(found.values())
+
+
+def _warn_of_parts(manifest: Manifest) -> None:
+    """Say when clips are cut anew from long files at every reading."""
+    rows = manifest.rows()
+    parts = [e.path for e in rows if e.start_s is not None or e.end_s is not None]
+    if len(parts) > MANY_PARTS * len(set(parts)):
+        print(
+            f"{len(parts)} clips are parts of {len(set(parts))} files, and each reading goes"
+            " through the whole file: jobs/prepare_videos.py cuts them out once",
+            flush=True,
+        )

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import cloudpickle, tune
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from kinema import storage
@@ -180,10 +181,14 @@ class _FinetuneReports(TuneReportCallback):
             super().after_report(run_context, metrics, checkpoint)
 
 
-class _Progress(tune.Callback):
-    """One plain line per event, and the reasons of failures; Ray job logs are no terminal."""
+class _Progress(TrialProgressCallback):
+    """One plain line per event, and the reasons of failures; Ray job logs are no terminal.
+
+    In the place of Tune's own lines, which it adds beside any other callback.
+    """
 
     def __init__(self, trials: Mapping[str, Trial], on_end: OnEnd) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trials, self.on_end = trials, on_end
         self.started: dict[str, float] = {}
         self.ended = 0
@@ -193,6 +198,11 @@ class _Progress(tune.Callback):
         name = trial.config["trial"]
         self.started.setdefault(name, time.monotonic())
         print(f"  started   {name}", flush=True)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any
+    ) -> None:
+        """No line: metrics go to MLflow."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial.config["trial"], "finished", None)
