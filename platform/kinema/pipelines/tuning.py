@@ -188,7 +188,7 @@ class _Progress(TrialProgressCallback):
     """
 
     def __init__(self, trials: Mapping[str, Trial], on_end: OnEnd) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.trials, self.on_end = trials, on_end
         self.started: dict[str, float] = {}
         self.ended = 0
