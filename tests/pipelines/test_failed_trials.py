@@ -32,6 +32,7 @@ from kinema.pipelines.tuning import (
     run_trials,
     scheduler_of,
 )
+from kinema.video.manifest import Entry
 
 DEMO = Path(__file__).resolve().parents[2] / "experiments/demo"
 DIGEST = "0123456789abcdef"
@@ -341,7 +342,8 @@ def test_only_motion_that_is_read_is_extracted(
     monkeypatch.setattr(
         prepare_module, "extract", lambda uri, motion, *more, **options: extracted.append(motion)
     )
-    monkeypatch.setattr(prepare_module.Manifest, "read", lambda uri: SimpleNamespace())
+    manifest = SimpleNamespace(rows=list)
+    monkeypatch.setattr(prepare_module.Manifest, "read", lambda uri: manifest)
     experiment = load_sweep(tmp_path, *overrides, "data.manifest=manifest.parquet").base()
     prepare_module.prepare([experiment])
     assert len(extracted) == times
@@ -370,3 +372,15 @@ def test_runs_are_checked_before_the_cluster_is_asked(tmp_path: Path) -> None:
     twice = [Trial("one", {}, base)] * 2
     with pytest.raises(ConfigError, match="2 trials are called 'one'"):
         run_trials(twice, print, {}, print, study=base, max_concurrent=None)
+
+
+@pytest.mark.parametrize(("length", "told"), [(10.0, True), (None, False)])
+def test_clips_of_long_files_are_told(
+    length: float | None, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [
+        Entry(f"v{i}", f"{i % 2}.mp4", "train", 0, None, length, None, 48, 48, 8, 12.0)
+        for i in range(10)
+    ]
+    prepare_module._warn_of_parts(SimpleNamespace(rows=lambda: entries))  # type: ignore[arg-type]
+    assert ("10 clips are parts of 2 files" in capsys.readouterr().out) == told
