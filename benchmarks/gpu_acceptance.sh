@@ -21,7 +21,7 @@ python3 -m pytest -c /dev/null --rootdir . --noconftest -q -p no:cacheprovider t
 python3 benchmarks/pretrain_step.py --batch 32
 python3 benchmarks/pretrain_step.py --batch 64
 if python3 -c "import ray, av, pyarrow, fsspec, cv2.optflow" 2> /dev/null; then
-  python3 benchmarks/extraction.py --quick
+  python3 benchmarks/extraction.py --rounds 1
 else
   echo "extraction not measured: ray, av, pyarrow, fsspec or cv2.optflow is missing"
 fi
