@@ -1,7 +1,7 @@
 """Compare two tested runs video by video: a paired test, and what one gets right alone.
 
 python jobs/compare.py RUN_A RUN_B
-python jobs/compare.py 1f0c2d9a runs/other/predictions.parquet output=comparison
+python jobs/compare.py 1f0c2d9a runs/other/predictions.parquet output=here
 
 A run is its key, its MLflow run id, its folder or its predictions.parquet.
 """

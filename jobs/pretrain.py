@@ -5,14 +5,14 @@ python jobs/pretrain.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parquet
 """
 
 from kinema.cli import parse, run
-from kinema.experiment import Experiment
+from kinema.experiment import AnyExperiment
 from kinema.pipelines.single import run_experiment
 
 
 def main() -> int:
     """Pretrain and print where the encoder lies."""
-    experiment = parse(Experiment, default="experiments/demo/base.yaml", description=__doc__)
-    return run_experiment(experiment.varied({"finetune": None}))
+    experiment = parse(AnyExperiment, default="experiments/demo/base.yaml", description=__doc__)
+    return run_experiment(experiment.plain().varied({"finetune": None}), experiment.label)
 
 
 if __name__ == "__main__":

@@ -151,6 +151,10 @@ def test_a_job_takes_one_variant_of_a_sweep() -> None:
     for name, trial in trials.items():
         chosen = load(AnyExperiment, file, [*given, f"variant={name}"]).resolved()
         assert run_key(chosen, "digest") == run_key(trial, "digest")
+        alone = load(AnyExperiment, file, [*given, f"variant={name}"]).plain()
+        assert type(alone) is Experiment
+        assert alone == trial.model_copy(update={"name": alone.name})
+        assert chosen.label == name
     base = load(AnyExperiment, file, given).resolved()
     assert base.mask.name == "tube"
     with pytest.raises(ConfigError, match=r"variant: unknown 'MGN'; known: VideoMAE, MOFO, MGM"):

@@ -240,6 +240,9 @@ def test_listed_files_keep_the_account_they_are_in(tmp_path: Path) -> None:
 def test_a_root_that_ray_cannot_open_is_told(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"storage root memory://x: Ray opens it through Arrow"):
         storage.check_native("memory://x", "storage root")
+    for azure in ("abfs://container/x", "abfss://container/x", "az://container/x"):
+        with pytest.raises(StorageError, match=r"abfss://container@account\.dfs\.core\.windows"):
+            storage.check_native(azure, "storage root")
     for known in (str(tmp_path), f"file://{tmp_path}"):
         storage.check_native(known, "storage root")
 

@@ -262,10 +262,20 @@ class AnyExperiment(Experiment):
     def _variants(self) -> dict[str, dict[str, Any]]:
         return {} if self.sweep is None else {**self.sweep.variants, **self.sweep.controls}
 
+    @property
+    def label(self) -> str:
+        """What its runs are called: the variant, or the method."""
+        return self.variant or self.method
+
     def resolved(self) -> Self:
         """The chosen variant, with every path absolute."""
         chosen = self if self.variant is None else self.varied(self._variants[self.variant])
         return super(AnyExperiment, chosen).resolved()
+
+    def plain(self) -> Experiment:
+        """The chosen variant as an experiment of its own, resolved, without the job's own keys."""
+        own = set(type(self).model_fields) - set(Experiment.model_fields)
+        return Experiment.model_validate(self.resolved().model_dump(mode="json", exclude=own))
 
 
 _NOT_RESULTS = {"name", "paper", "method", "storage", "loader", "compute", "extraction"}

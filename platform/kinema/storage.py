@@ -224,7 +224,11 @@ def check_native(uri: str, name: str) -> None:
     Raises:
         StorageError: only fsspec can.
     """
-    if isinstance(_resolve(uri)[0], fs.PyFileSystem):
+    located = absolute(uri)
+    scheme, _, rest = located.partition("://")
+    with _explained(uri, "open"):
+        known = not _URI.match(located) or _native_filesystem(scheme, rest.partition("/")[0])
+    if not known:
         raise StorageError(
             f"{name} {uri}: Ray opens it through Arrow, which knows local paths, s3://, gs:// and"
             " abfss://container@account.dfs.core.windows.net/; only videos may lie elsewhere"

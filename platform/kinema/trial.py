@@ -14,6 +14,7 @@ from kinema import storage
 from kinema.errors import ConfigError, VideoError
 from kinema.evaluation.multiview import Evaluation, evaluate
 from kinema.experiment import Experiment, pretrain_key, run_key
+from kinema.models.weights import saw_labels
 from kinema.motion.parts import MotionReader
 from kinema.motion.store import MotionStore
 from kinema.training.data import ClipSource
@@ -162,6 +163,7 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
             )
         outcome["pretrain"] = storage.read_json(storage.join(folder, SUMMARY_FILE))
     outcome["encoder"] = encoder_uri
+    outcome["encoder_saw_labels"] = encoder_uri is not None and saw_labels(encoder_uri)
     if experiment.finetune is not None:
         output = run_uri(experiment, manifest.digest)
         todo = FinetuneTask(

@@ -29,6 +29,15 @@ def test_unreachable_cluster_is_named_within_seconds(monkeypatch: pytest.MonkeyP
     assert time.monotonic() - started < 10
 
 
+def test_malformed_node_types_are_told_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("started"))
+    monkeypatch.setenv("KINEMA_NODE_TYPES", "16 x CPU 32")
+    with pytest.raises(ClusterError, match=r"KINEMA_NODE_TYPES: '16 x CPU 32' is not of the form"):
+        connect()
+
+
 def test_a_local_ray_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

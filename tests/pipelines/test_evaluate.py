@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from kinema import storage
 from kinema.config import load
@@ -99,6 +100,21 @@ def test_the_number_of_workers_changes_nothing(
     assert tested.result["metrics"]["test/coverage"] == 1.0
     for name in ("predictions.parquet", "result.json", "classes.csv", "confusion.png"):
         assert storage.exists(storage.join(tested.folder, name))
+
+
+@pytest.mark.ray
+def test_what_a_given_classifier_was_trained_with_is_not_claimed(
+    classifier: str, alone: Judged
+) -> None:
+    client = MlflowClient(f"sqlite:///{Path(alone.folder).parents[1]}/mlflow.db")
+    (study,) = client.search_experiments(filter_string="name LIKE 'demo%'")
+    (tested,) = client.search_runs([study.experiment_id])
+    assert tested.info.run_name == f"test {Path(classifier).parent.name}"
+    assert tested.data.params["checkpoint"] == classifier
+    assert tested.data.tags["method"] == "custom"
+    sections = {name.partition(".")[0] for name in tested.data.params}
+    assert not sections & {"mask", "target", "pretrain", "finetune", "seed"}
+    assert {"model", "head", "sampling", "evaluation"} <= sections
 
 
 @pytest.mark.ray

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -32,7 +33,6 @@ from kinema.pipelines.tuning import (
     run_trials,
     scheduler_of,
 )
-from kinema.video.manifest import Entry
 
 DEMO = Path(__file__).resolve().parents[2] / "experiments/demo"
 DIGEST = "0123456789abcdef"
@@ -283,8 +283,10 @@ def test_a_run_says_which_videos_its_test_lacks(
         "failures": failures,
     }
     monkeypatch.setattr(single_module, "start", lambda config: None)
-    monkeypatch.setattr(single_module, "complete", lambda experiment: (outcome, str(tmp_path)))
-    assert single_module.run_experiment(load_sweep(tmp_path).base()) == (0 if read else 1)
+    monkeypatch.setattr(
+        single_module, "complete", lambda experiment, name: (outcome, str(tmp_path))
+    )
+    assert single_module.run_experiment(load_sweep(tmp_path).base(), "mofo") == (0 if read else 1)
     printed = capsys.readouterr().out
     assert "left out    1 training and validation videos" in printed
     assert ("NOT COMPARABLE: 7 videos could not be read\n  - v0: v0.mp4" in printed) is not read
@@ -342,8 +344,8 @@ def test_only_motion_that_is_read_is_extracted(
     monkeypatch.setattr(
         prepare_module, "extract", lambda uri, motion, *more, **options: extracted.append(motion)
     )
-    manifest = SimpleNamespace(rows=list)
-    monkeypatch.setattr(prepare_module.Manifest, "read", lambda uri: manifest)
+    monkeypatch.setattr(prepare_module.Manifest, "read", lambda uri: None)
+    monkeypatch.setattr(prepare_module, "_warn_of_parts", lambda manifest: None)
     experiment = load_sweep(tmp_path, *overrides, "data.manifest=manifest.parquet").base()
     prepare_module.prepare([experiment])
     assert len(extracted) == times
@@ -378,9 +380,12 @@ def test_runs_are_checked_before_the_cluster_is_asked(tmp_path: Path) -> None:
 def test_clips_of_long_files_are_told(
     length: float | None, told: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entries = [
-        Entry(f"v{i}", f"{i % 2}.mp4", "train", 0, None, length, None, 48, 48, 8, 12.0)
-        for i in range(10)
-    ]
-    prepare_module._warn_of_parts(SimpleNamespace(rows=lambda: entries))  # type: ignore[arg-type]
+    table = pa.table(
+        {
+            "path": [f"{i % 2}.mp4" for i in range(10)],
+            "start_s": pa.array([None] * 10, pa.float64()),
+            "end_s": pa.array([length] * 10, pa.float64()),
+        }
+    )
+    prepare_module._warn_of_parts(SimpleNamespace(table=table))  # type: ignore[arg-type]
     assert ("10 clips are parts of 2 files" in capsys.readouterr().out) == told

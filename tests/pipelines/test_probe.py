@@ -13,11 +13,15 @@ from in_process import read_out, without_cluster
 
 from kinema import storage
 from kinema.config import load
-from kinema.errors import ConfigError, KinemaError
+from kinema.errors import ConfigError, KinemaError, StorageError, WeightsError
+from kinema.models.classifier import Classifier, PlainHead
+from kinema.models.vit import Encoder
+from kinema.models.weights import save_weights
 from kinema.pipelines import probe as module
-from kinema.pipelines.prepare import prepare_manifest
+from kinema.pipelines.prepare import check_encoders, prepare_manifest
 from kinema.pipelines.probe import Asked, ProbeExperiment, probe, probe_experiment
 from kinema.pipelines.readout import Readout
+from kinema.pipelines.single import run_experiment
 from kinema.video.manifest import Manifest
 
 BASE = Path(__file__).resolve().parents[2] / "experiments/demo/base.yaml"
@@ -185,6 +189,40 @@ def test_key_names_weights_probe_and_clips(tmp_path: Path) -> None:
     assert len({base.key, *others}) == 5
     same = asked(experiment(tmp_path, "pretrain=null", "compute.cpus_per_worker=2", "name=x"))
     assert same.key == base.key
+
+
+def test_an_encoder_that_saw_labels_is_told_and_recorded(
+    tmp_path: Path, here: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here.setattr(module, "read_out", telling([]))
+    file = str(tmp_path / "best.safetensors")
+    chosen = experiment(tmp_path, "pretrain=null", f"encoder={file}")
+    save_weights(Classifier(chosen.model, PlainHead(), 8), PlainHead(), file)
+    # its last norm is not among an encoder's: too much of so small a network
+    with pytest.raises(WeightsError, match=r"of the encoder's tensors matched, at least 95"):
+        check_encoders([chosen], frozen=True)
+    capsys.readouterr()
+    check_encoders([chosen])
+    said = capsys.readouterr().out
+    assert "best.safetensors: 100.0% of the encoder's tensors matched" in said
+    assert "it is part of a classifier and was trained with labels" in said
+    assert probe(asked(chosen, weights=file))["encoder_saw_labels"]
+    assert not probe(asked(experiment(tmp_path, "pretrain=null")))["encoder_saw_labels"]
+
+
+def test_weights_that_do_not_fit_leave_nothing_behind(tmp_path: Path) -> None:
+    """Neither a cluster nor a tracked run."""
+    file = str(tmp_path / "encoder.safetensors")
+    root = tmp_path / "root"
+    chosen = experiment(root, "pretrain=null", f"encoder={file}")
+    with pytest.raises(StorageError, match=r"encoder\.safetensors do not exist"):
+        run_experiment(chosen.plain(), "mofo")
+    vit = chosen.model.model_copy(update={"depth": 4})
+    save_weights(Encoder(vit), vit, file)
+    for run in (lambda: probe_experiment(chosen), lambda: run_experiment(chosen.plain(), "mofo")):
+        with pytest.raises(WeightsError, match="depth: 4 in the file, 1 in the model"):
+            run()
+    assert not root.exists()
 
 
 def test_what_a_probe_cannot_do_is_said(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kinema import storage
 from kinema.config import Config
-from kinema.errors import WeightsError
+from kinema.errors import StorageError, WeightsError
 from kinema.models.classifier import Classifier
 from kinema.models.mae import MaskedAutoencoder
 from kinema.models.vit import Backbone, ViTConfig
@@ -112,12 +112,38 @@ def load_encoder_weights(module: nn.Module, path: str, min_share: float = 0.95) 
         WeightsError: the file holds no encoder, one of another architecture, or too little of it.
         StorageError: the file is missing.
     """
+    encoder, matched = _matching(module, path, min_share)
+    wanted = encoder.state_dict()
+    encoder.load_state_dict({**wanted, **matched})
+    return len(matched) / len(wanted)
+
+
+def check_encoder_weights(module: nn.Module, path: str, min_share: float = 0.95) -> float:
+    """As `load_encoder_weights`, with the same errors, but nothing is loaded.
+
+    Args:
+        module: may be on the `meta` device.
+        path: of the weights.
+        min_share: see there.
+    """
+    encoder, matched = _matching(module, path, min_share)
+    return len(matched) / len(encoder.state_dict())
+
+
+def _matching(module: nn.Module, path: str, min_share: float) -> tuple[Backbone, dict[str, Tensor]]:
+    """The encoder of `module`, and what the file has for it, by the encoder's names."""
     encoder = encoder_of(module)
     if encoder is None:
         raise TypeError(f"{type(module).__name__} has no encoder")
     described = read_description(path)
     if described["encoder"] is None:
         raise WeightsError(f"{path}: holds a {described['model']}, which has no encoder")
+    differences = _differences(described["encoder"], encoder.config)
+    if differences:
+        raise WeightsError(
+            f"{path}: the encoder has another architecture"
+            + "".join(f"\n  - {line}" for line in differences)
+        )
     saved = _encoder_tensors(_read_tensors(path))
     wanted = encoder.state_dict()
     matched = {
@@ -126,15 +152,18 @@ def load_encoder_weights(module: nn.Module, path: str, min_share: float = 0.95) 
         if name in saved and saved[name].shape == wanted[name].shape
     }
     share = len(matched) / len(wanted)
-    differences = _differences(described["encoder"], encoder.config)
-    if differences or share < min_share:
-        lines = differences or [f"missing: {_some(sorted(wanted.keys() - matched.keys()))}"]
+    if share < min_share:
+        missing = _some(sorted(wanted.keys() - matched.keys()))
         raise WeightsError(
-            f"{path}: {share:.1%} of the encoder's tensors matched (at least {min_share:.1%} and"
-            " the same architecture are needed)\n" + "\n".join(f"  - {line}" for line in lines)
+            f"{path}: {share:.1%} of the encoder's tensors matched, at least {min_share:.1%} are"
+            f" needed; missing: {missing}"
         )
-    encoder.load_state_dict({**wanted, **matched})
-    return share
+    return encoder, matched
+
+
+def saw_labels(path: str) -> bool:
+    """Whether the weights are of a classifier, whose encoder was trained with labels."""
+    return bool(read_description(path)["model"] == Classifier.__name__)
 
 
 def read_description(path: str) -> dict[str, Any]:
@@ -142,9 +171,12 @@ def read_description(path: str) -> dict[str, Any]:
 
     Raises:
         WeightsError: the JSON beside the weights is missing or holds something else.
+        StorageError: so are the weights.
     """
     beside = description_path(path)
     if not storage.exists(beside):
+        if not storage.exists(path):
+            raise StorageError(f"weights {path} do not exist; check the path")
         raise WeightsError(
             f"{path}: {beside} is missing, so it is unknown what the weights belong to;"
             " copy it along with the weights"

@@ -64,8 +64,10 @@ def connect(num_cpus: int | None = None) -> Connection:
         num_cpus: cores of a local cluster; all by default. An existing cluster keeps its own.
 
     Raises:
-        ClusterError: `RAY_ADDRESS` does not answer or refuses the token, or no local one starts.
+        ClusterError: `RAY_ADDRESS` does not answer or refuses the token, no local one starts, or
+            `KINEMA_NODE_TYPES` is malformed.
     """
+    _startable()  # what is malformed is told before anything runs
     if "RAY_AUTH_MODE" not in os.environ:
         _enable_token_auth()  # the variable alone comes too late once ray is imported
     address = os.environ.get("RAY_ADDRESS")
@@ -242,12 +244,15 @@ def nodes() -> list[Bundle]:
     Raises:
         ClusterError: the variable is malformed.
     """
+    return reachable(live_nodes(), _startable())
+
+
+def _startable() -> list[tuple[int, Bundle]]:
     text = os.environ.get(NODE_TYPES_VARIABLE, "")
     try:
-        types = node_types(text) if text else []
+        return node_types(text) if text else []
     except ValueError as error:
         raise ClusterError(f"{NODE_TYPES_VARIABLE}: {error}") from error
-    return reachable(live_nodes(), types)
 
 
 def require(bundles: Sequence[Bundle], what: str) -> None:

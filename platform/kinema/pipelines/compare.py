@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
 from kinema import storage
-from kinema.config import Config
+from kinema.config import Config, fingerprint
 from kinema.errors import KinemaError, VideoError
 from kinema.evaluation.epic import combined_accuracies
 from kinema.evaluation.paired import Comparison, compare
@@ -43,7 +43,9 @@ class CompareConfig(Config):
         None, description="Parquet manifest for thumbnails; null = the one that the runs name"
     )
     num_thumbnails: NonNegativeInt = Field(12, description="videos shown per sheet; 0 = no sheets")
-    output: str = Field("comparison", description="folder or URI to write to")
+    output: str | None = Field(
+        None, description="folder or URI to write to; null = below the root, in comparisons/"
+    )
     storage: str | None = Field(None, description="root where keys are looked up; $KINEMA_STORAGE")
 
     @property
@@ -64,12 +66,18 @@ def compare_runs(config: CompareConfig) -> Comparison:
     """Compare two runs, print the result, and write `videos.csv` and the sheets.
 
     Raises:
-        KinemaError: a run is not found, or the two were tested on different data.
+        KinemaError: a run is not found, the two are one, or were tested on different data, or the
+            output cannot be written.
     """
     a, b = (find_predictions(name, config.root) for name in (config.run_a, config.run_b))
+    digests = [storage.content_digest(run.uri) for run in (a, b)]
+    if digests[0] == digests[1]:
+        raise KinemaError(f"nothing to compare: {a.uri} and {b.uri} hold the same predictions")
     _require_same_videos(a, b)
+    own = storage.join(config.root, "comparisons", fingerprint(digests))
+    output = storage.absolute(config.output or own)
+    storage.check_writable(output, "output", "give another one")
     found = compare(a.table, b.table)
-    output = storage.absolute(config.output)
     manifest = _manifest(config, (a, b))
     names = [] if manifest is None else manifest.class_names
     print(text_of(found, names))
@@ -110,16 +118,41 @@ def combine_epic(config: EpicConfig) -> None:
     """Print verb, noun and action accuracy of two classifiers.
 
     Raises:
-        KinemaError: a run is not found, or the two were tested on different videos.
+        KinemaError: a run is not found, one is no classifier of verbs or nouns, or the two were
+            tested on different videos.
     """
     root = storage.absolute(config.storage or storage.default_root())
     verbs, nouns = (find_predictions(name, root) for name in (config.verb_run, config.noun_run))
     _require_same_videos(verbs, nouns)
+    for run, part in ((verbs, "verb"), (nouns, "noun")):
+        _require_labels(run, part)
     for name, accuracy in combined_accuracies(verbs.table, nouns.table).items():
         print(f"{name:12s} {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]")
     for run in (verbs, nouns):
         if run.result and not run.result["comparable"]:
             print(f"NOT COMPARABLE: {run.name} could not read every test video")
+
+
+def _require_labels(run: Predictions, part: str) -> None:
+    """Check that a run's labels are the verbs or nouns that its manifest gives the videos."""
+    uri = run.result.get("manifest")
+    if uri is None:
+        print(f"NOT CHECKED: {run.name} names no manifest, so its labels may not be {part}s")
+        return
+    table = Manifest.read(uri).table
+    if part not in table.column_names:
+        raise KinemaError(
+            f"{run.name} was tested on {uri}, which has no column {part!r}: index EPIC-Kitchens"
+            " with jobs/index_videos.py dataset.name=epic100"
+        )
+    known = dict(zip(table["id"].to_pylist(), table[part].to_pylist(), strict=True))
+    labels = zip(run.table["id"].to_pylist(), run.table["label"].to_pylist(), strict=True)
+    unlike = [id for id, label in labels if known.get(id) != label]
+    if unlike:
+        raise KinemaError(
+            f"{run.name} is no {part} classifier: the label of {len(unlike)} of {len(run.table)}"
+            f" videos, such as {unlike[0]}, is not their {part} in {uri}"
+        )
 
 
 def text_of(found: Comparison, names: Sequence[str]) -> str:

@@ -15,14 +15,17 @@ import pyarrow.csv
 from pydantic import Field
 
 from kinema import storage, trial
-from kinema.config import fingerprint
+from kinema.config import Config, fingerprint
 from kinema.errors import ConfigError, KinemaError
 from kinema.evaluation.confusion import confusion_matrix, confusion_table
 from kinema.evaluation.epic import action_parts, marginal_accuracies
-from kinema.evaluation.multiview import Evaluation, judge
+from kinema.evaluation.multiview import Evaluation, EvaluationConfig, judge
 from kinema.evaluation.readout import ReadoutConfig
-from kinema.experiment import AnyExperiment, Experiment
+from kinema.experiment import AnyExperiment, DataConfig, Experiment
 from kinema.figures.confusion import confusion_figure
+from kinema.models.classifier import Head
+from kinema.models.vit import ViTConfig
+from kinema.motion.extractor import MotionConfig
 from kinema.pipelines.prepare import Prepared, prepare, start
 from kinema.pipelines.readout import ReadingConfig, Readout, read_out, readout_key
 from kinema.pipelines.single import unread_lines
@@ -30,6 +33,7 @@ from kinema.pipelines.study import begin
 from kinema.pipelines.tracker import start_tracker
 from kinema.training.finetune import BEST_FILE
 from kinema.video.manifest import Entry, Manifest
+from kinema.video.sampling import Sampling
 
 DPI = 150
 
@@ -213,6 +217,34 @@ def _keep(evaluation: Evaluation, result: dict[str, Any], manifest: Manifest, fo
     storage.write_json(storage.join(folder, trial.RESULT_FILE), result)
 
 
+class GivenClassifier(Config):
+    """What is known of the test of a given checkpoint; what it was trained with is not."""
+
+    checkpoint: str
+    split: str | None
+    data: DataConfig
+    motion: MotionConfig | None
+    model: ViTConfig
+    head: Head = Field(discriminator="name")
+    sampling: Sampling
+    evaluation: EvaluationConfig
+
+
+def _test_settings(experiment: EvaluateExperiment) -> GivenClassifier:
+    assert experiment.checkpoint is not None
+    assert experiment.finetune is not None
+    return GivenClassifier(
+        checkpoint=experiment.checkpoint,
+        split=experiment.split,
+        data=experiment.data,
+        motion=experiment.motion if experiment.head.needs else None,
+        model=experiment.model,
+        head=experiment.head,
+        sampling=experiment.finetune.sampling,
+        evaluation=experiment.evaluation,
+    )
+
+
 def _track(
     experiment: EvaluateExperiment,
     prepared: Prepared,
@@ -221,7 +253,14 @@ def _track(
     result: dict[str, Any],
 ) -> None:
     tracker = start_tracker(experiment.root, experiment.name)
-    run = begin(tracker, experiment, key, f"test {experiment.method}", prepared)
+    if experiment.checkpoint is None:
+        run = begin(tracker, experiment, key, f"test {experiment.label}", prepared)
+    else:
+        folder_name = storage.absolute(experiment.checkpoint).rsplit("/", 2)[-2]
+        # The experiment's method, mask and recipe are not those that it was trained with.
+        plain = experiment.model_copy(update={"method": "custom", "paper": None})
+        settings = _test_settings(experiment)
+        run = begin(tracker, plain, key, f"test {folder_name}", prepared, settings=settings)
     run.summary(result["metrics"])
     for name in ("predictions.parquet", "result.json", "classes.csv", "confusion.png"):
         run.content(storage.read_bytes(storage.join(folder, name)), f"test/{name}")

@@ -14,6 +14,7 @@ from kinema.trial import PREDICTIONS_FILE, RESULT_FILE
 
 _KINDS = ("runs", "evaluations", "probes", "boxes_only")
 _SHORTEST_KEY = 6
+"""Fewer characters would soon name several runs."""
 COLUMNS = ("id", "label", "predicted", "probabilities")
 
 
@@ -38,8 +39,8 @@ def find_predictions(name: str, root: str) -> Predictions:
     """The predictions of a run.
 
     Args:
-        name: a `predictions.parquet`, the folder that holds one, the run's key or its first
-            characters, or its MLflow run id.
+        name: a `predictions.parquet`, the folder that holds one (also as seen from the root), the
+            run's key or at least its first six characters, or its MLflow run id.
         root: absolute storage root, where keys are looked up.
 
     Raises:
@@ -62,21 +63,34 @@ def find_predictions(name: str, root: str) -> Predictions:
 
 
 def _in_folder(name: str, root: str) -> str:
-    if storage.exists(storage.join(storage.absolute(name), PREDICTIONS_FILE)):
-        return storage.join(storage.absolute(name), PREDICTIONS_FILE)
+    for folder in (storage.absolute(name), storage.join(root, name)):
+        if storage.exists(storage.join(folder, PREDICTIONS_FILE)):
+            return storage.join(folder, PREDICTIONS_FILE)
     found = _by_key(name, root) or _by_key(run_key_of(name, root) or "", root)
     if len(found) == 1:
         return found[0]
     if found:
         raise KinemaError(f"{name!r} is the beginning of several runs: {', '.join(found)}")
+    if _is_long_enough(name) and any(
+        folder.startswith(name) for folder in storage.list_names(storage.join(root, "pretrained"))
+    ):
+        raise KinemaError(
+            f"{name!r} is an encoder, which no test has asked yet: probe or finetune it"
+            " (encoder=.../encoder.safetensors) and give the key that this prints"
+        )
     raise KinemaError(
-        f"no run {name!r}: give a predictions.parquet, the folder that holds it, a run's key (under"
-        f" {root}) or its MLflow run id"
+        f"no run {name!r}: give a predictions.parquet, the folder that holds it, the key of a run"
+        f" that was tested (under {root}; at least {_SHORTEST_KEY} characters of it) or its MLflow"
+        " run id"
     )
 
 
+def _is_long_enough(key: str) -> bool:
+    return len(key) >= _SHORTEST_KEY and "/" not in key
+
+
 def _by_key(key: str, root: str) -> list[str]:
-    if len(key) < _SHORTEST_KEY or "/" in key:
+    if not _is_long_enough(key):
         return []
     return [
         uri

@@ -6,10 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import pyarrow.compute as pc
+import torch
+
 from kinema import storage
 from kinema.config import fingerprint
 from kinema.errors import ConfigError
 from kinema.experiment import DataConfig, Experiment
+from kinema.models.backbones import build_encoder
+from kinema.models.classifier import Classifier, PlainHead
+from kinema.models.weights import check_encoder_weights, saw_labels
 from kinema.motion.extractor import MotionConfig
 from kinema.pipelines.cluster import connect
 from kinema.pipelines.extract import extract
@@ -55,6 +61,36 @@ def start(config: HasRoot, output: str | None = None) -> None:
     if output is not None:
         storage.check_writable(output, "output", "give another one")
     connect()
+
+
+def check_encoders(experiments: Iterable[Experiment], frozen: bool = False) -> None:
+    """Make sure, before anything starts, that given encoders fit, and say what they are.
+
+    Args:
+        experiments: resolved.
+        frozen: the encoder alone is used, not a classifier built on it.
+
+    Raises:
+        WeightsError: one has another architecture, or lacks too much.
+        StorageError: one is missing.
+    """
+    given = {(e.encoder, fingerprint(e.model)): e for e in experiments if e.encoder is not None}
+    for (path, _), experiment in given.items():
+        assert path is not None
+        with torch.device("meta"):  # shapes alone
+            if frozen or experiment.finetune is None:
+                share = check_encoder_weights(build_encoder(experiment.model), path)
+            else:
+                classifier = Classifier(experiment.model, PlainHead(), num_classes=2)
+                least = experiment.finetune.min_matched_share
+                share = check_encoder_weights(classifier, path, least)
+        print(f"{path}: {share:.1%} of the encoder's tensors matched", flush=True)
+        if saw_labels(path):
+            print(
+                "  it is part of a classifier and was trained with labels: what it reaches is no"
+                " measure of pretraining without them",
+                flush=True,
+            )
 
 
 def prepare(
@@ -127,11 +163,12 @@ def _distinct_motion(experiments: Iterable[Experiment]) -> list[tuple[MotionConf
 
 def _warn_of_parts(manifest: Manifest) -> None:
     """Say when clips are cut anew from long files at every reading."""
-    rows = manifest.rows()
-    parts = [e.path for e in rows if e.start_s is not None or e.end_s is not None]
-    if len(parts) > MANY_PARTS * len(set(parts)):
+    table = manifest.table
+    cut = pc.or_(pc.is_valid(table["start_s"]), pc.is_valid(table["end_s"]))
+    paths = table.filter(cut)["path"]
+    if len(paths) > MANY_PARTS * len(paths.unique()):
         print(
-            f"{len(parts)} clips are parts of {len(set(parts))} files, and each reading goes"
+            f"{len(paths)} clips are parts of {len(paths.unique())} files, and each reading goes"
             " through the whole file: jobs/prepare_videos.py cuts them out once",
             flush=True,
         )

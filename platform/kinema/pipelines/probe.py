@@ -28,9 +28,10 @@ from kinema.evaluation.multiview import judge_probabilities
 from kinema.evaluation.probes import Answer, Probe, leave_one_group_out, official
 from kinema.evaluation.readout import ReadoutConfig
 from kinema.experiment import AnyExperiment, Experiment
+from kinema.models.weights import saw_labels
 from kinema.pipelines.cluster import require
 from kinema.pipelines.direct import tested_split
-from kinema.pipelines.prepare import Prepared, prepare_manifest, start
+from kinema.pipelines.prepare import Prepared, check_encoders, prepare_manifest, start
 from kinema.pipelines.readout import ReadingConfig, read_out, readout_key
 from kinema.pipelines.single import accuracy_line, complete, unread_lines
 from kinema.pipelines.study import begin, close, give_up
@@ -91,9 +92,7 @@ class ProbeExperiment(AnyExperiment):
         """The run that gives the encoder; None where nothing is to be pretrained."""
         if self.pretrain is None:
             return None
-        own = set(ProbeExperiment.model_fields) - set(Experiment.model_fields)
-        plain = Experiment.model_validate(self.model_dump(mode="json", exclude=own))
-        return plain.pretraining_only()
+        return self.plain().pretraining_only()
 
     def readout(self, weights: str | None) -> ReadoutConfig:
         """What is asked of the encoder."""
@@ -146,11 +145,12 @@ def probe_experiment(experiment: ProbeExperiment) -> int:
         KinemaError: settings, data or cluster make it impossible.
     """
     experiment = experiment.resolved()
+    check_encoders([experiment], frozen=True)
     start(experiment)
     asked = prepare_probe(experiment)
     prepared = Prepared(asked.manifest_uri, asked.manifest)
     tracker = start_tracker(experiment.root, experiment.name)
-    name = f"{experiment.probe.name} probe"
+    name = f"{experiment.probe.name} probe {experiment.label}"
     run = begin(tracker, experiment, asked.key, name, prepared)
     try:
         outcome = probe(asked)
@@ -158,7 +158,8 @@ def probe_experiment(experiment: ProbeExperiment) -> int:
         give_up(run, error)
         raise
     close(run, outcome, None)
-    print(f"encoder     {asked.weights or f'random weights, seed {experiment.seed}'}")
+    marked = ", TRAINED WITH LABELS" if outcome.get("encoder_saw_labels") else ""
+    print(f"encoder     {asked.weights or f'random weights, seed {experiment.seed}'}{marked}")
     print(*unread_lines(outcome), accuracy_line(outcome, "probe"), sep="\n")
     for group, found in outcome["groups"].items():
         print(f"            {group}: {found['top1']:.1%} ({found['encoder']})")
@@ -174,7 +175,7 @@ def prepare_probe(experiment: ProbeExperiment) -> Asked:
     if pretraining is None:
         return Asked(experiment, uri, manifest, experiment.encoder)
     if not trial.is_pretrained(pretraining, manifest.digest):
-        complete(pretraining)
+        complete(pretraining, experiment.label)
     folder = trial.pretrained_uri(pretraining, manifest.digest)
     return Asked(experiment, uri, manifest, storage.join(folder, ENCODER_FILE))
 
@@ -239,6 +240,7 @@ def probe(asked: Asked) -> dict[str, Any]:
         "probe": experiment.probe.name,
         "protocol": experiment.protocol,
         "encoder": asked.weights,
+        "encoder_saw_labels": asked.weights is not None and saw_labels(asked.weights),
         "manifest": asked.manifest_uri,
         "tested_on": split,
         "num_tested": len(evaluation.predictions),

@@ -7,7 +7,7 @@ from typing import Any
 
 from kinema import trial
 from kinema.experiment import Experiment, run_key
-from kinema.pipelines.prepare import prepare, start
+from kinema.pipelines.prepare import check_encoders, prepare, start
 from kinema.pipelines.study import begin, close, give_up
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import train
@@ -16,8 +16,12 @@ from kinema.video.sources import SPLITS
 SHOWN = 5
 
 
-def run_experiment(experiment: Experiment) -> int:
+def run_experiment(experiment: Experiment, name: str) -> int:
     """Run `experiment`, or find it done, and print its result.
+
+    Args:
+        experiment: what to run.
+        name: of the run, for people.
 
     Returns:
         Exit code: 0, or 1 when some test videos could not be read.
@@ -26,9 +30,11 @@ def run_experiment(experiment: Experiment) -> int:
         KinemaError: settings, data or cluster make it impossible, or training gave up.
     """
     experiment = experiment.resolved()
+    check_encoders([experiment])
     start(experiment)
-    outcome, folder = complete(experiment)
-    print(f"encoder     {outcome['encoder']}")
+    outcome, folder = complete(experiment, name)
+    marked = ", TRAINED WITH LABELS" if outcome.get("encoder_saw_labels") else ""
+    print(f"encoder     {outcome['encoder']}{marked}")
     if count := len(outcome["left_out"]):
         print(f"left out    {count} training and validation videos, see result.json")
     if "metrics" in outcome:
@@ -37,7 +43,7 @@ def run_experiment(experiment: Experiment) -> int:
     return 0 if trial.is_complete(outcome) else 1
 
 
-def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
+def complete(experiment: Experiment, name: str) -> tuple[dict[str, Any], str]:
     """Run a resolved experiment on the connected cluster, or find it done, as a tracked run.
 
     Returns:
@@ -49,7 +55,7 @@ def complete(experiment: Experiment) -> tuple[dict[str, Any], str]:
     done, folder = trial.result(experiment, digest), trial.run_uri(experiment, digest)
     if done is not None and trial.is_complete(done) and tracker.is_finished(key):
         return done, folder
-    run = begin(tracker, experiment, key, experiment.method, prepared)
+    run = begin(tracker, experiment, key, name, prepared)
     try:
         outcome = train(experiment, prepared.manifest_uri, digest, run, talks=True)
     except BaseException as error:

@@ -12,9 +12,10 @@ from typing import Any
 import ray
 
 from kinema import provenance, storage, trial
-from kinema.config import fingerprint, flatten, to_yaml
+from kinema.config import Config, fingerprint, flatten, to_yaml
 from kinema.experiment import Experiment, SweepExperiment, run_key
 from kinema.figures.sweep import save_sweep, terminal_table
+from kinema.models.weights import saw_labels
 from kinema.pipelines.prepare import Prepared
 from kinema.pipelines.tracker import RemoteTracker, StudyTracker, start_tracker
 from kinema.pipelines.tuning import Trial
@@ -30,13 +31,23 @@ def begin(
     parent_key: str | None = None,
     extra: Mapping[str, Any] | None = None,
     planned: bool = False,
+    settings: Config | None = None,
 ) -> RemoteTracker:
-    """Start, continue or plan the tracked run of an experiment: params, tags, config, packages."""
+    """Start, continue or plan the tracked run of an experiment: params, tags, config, packages.
+
+    `settings` are shown in place of the experiment's own, where those do not say what is run.
+    """
+    shown = experiment if settings is None else settings
+    # A sweep's file has the settings of all its trials, this run those of one.
+    params = {k: v for k, v in flatten(shown).items() if not k.startswith("sweep.")}
+    params |= {k: str(v) for k, v in (extra or {}).items()}
+    if experiment.encoder is not None:
+        params["encoder_saw_labels"] = str(saw_labels(experiment.encoder)).lower()
     run = tracker.run(
         key,
         name,
         parent_key=parent_key,
-        params=flatten(experiment) | {k: str(v) for k, v in (extra or {}).items()},
+        params=params,
         tags=provenance.standard_tags(
             method=experiment.method,
             paper=experiment.paper,
@@ -46,7 +57,7 @@ def begin(
         ),
         planned=planned,
     )
-    run.text(to_yaml(experiment), "config/experiment.yaml")
+    run.text(to_yaml(shown), "config/experiment.yaml")
     run.text(provenance.installed_packages(), "environment/packages.txt")
     return run
 

@@ -22,7 +22,7 @@ from kinema.experiment import (
     deciding_settings,
     pretrain_key,
 )
-from kinema.pipelines.prepare import Prepared, prepare, start
+from kinema.pipelines.prepare import Prepared, check_encoders, prepare, start
 from kinema.pipelines.study import SweepStudy
 from kinema.pipelines.tuning import Trial, check_trials, run_trials, scheduler_of, training
 from kinema.randomness import keyed_rng
@@ -156,6 +156,7 @@ def sweep(experiment: SweepExperiment) -> int:
         KinemaError: settings, data or cluster make the sweep as a whole impossible.
     """
     trials = plan(experiment)
+    check_encoders(item.experiment for item in trials)
     start(trials[0].experiment)
     prepared = prepare([item.experiment for item in trials], trial.check_clips)
     study = SweepStudy(experiment, trials, prepared)

@@ -155,9 +155,7 @@ def finetune(
     _check(task, train)
     model = build_classifier(task)
     if task.encoder_uri is not None:
-        share = load_encoder_weights(model, task.encoder_uri, config.min_matched_share)
-        if reporter.resume is None:
-            print(f"{task.encoder_uri}: {share:.1%} of the encoder's tensors matched", flush=True)
+        load_encoder_weights(model, task.encoder_uri, config.min_matched_share)
     engine = Engine(model, task.model.depth, config.engine, config.optim)
     order = StepOrder(len(train.entries), config.engine.global_batch_size, task.seed, "finetune")
     dropped = RandomMask(mask_ratio=1 - config.keep_tokens) if config.keep_tokens < 1 else None
