@@ -12,7 +12,10 @@ from kinema.pipelines.boxes_only import BoxesOnlyExperiment, classify_boxes
 def main() -> int:
     """Extract what is missing, train and test, and print the accuracy beside chance."""
     experiment = parse(
-        BoxesOnlyExperiment, default="experiments/demo/base.yaml", description=__doc__
+        BoxesOnlyExperiment,
+        default="experiments/demo/base.yaml",
+        description=__doc__,
+        check=BoxesOnlyExperiment.check_given,
     )
     classify_boxes(experiment)
     return 0

@@ -10,7 +10,14 @@ from kinema.pipelines.draw import DrawExperiment, draw
 
 def main() -> int:
     """Draw some clips; what their motion needs is extracted first."""
-    draw(parse(DrawExperiment, default="experiments/demo/motion.yaml", description=__doc__))
+    draw(
+        parse(
+            DrawExperiment,
+            default="experiments/demo/motion.yaml",
+            description=__doc__,
+            check=DrawExperiment.check_given,
+        )
+    )
     return 0
 
 

@@ -12,7 +12,12 @@ from kinema.pipelines.evaluate import EvaluateExperiment, evaluate
 def main() -> int:
     """Test; the exit code tells whether every video could be read."""
     return evaluate(
-        parse(EvaluateExperiment, default="experiments/demo/base.yaml", description=__doc__)
+        parse(
+            EvaluateExperiment,
+            default="experiments/demo/base.yaml",
+            description=__doc__,
+            check=EvaluateExperiment.check_given,
+        )
     )
 
 

@@ -12,7 +12,10 @@ from kinema.pipelines.boxes import BoxAgreementExperiment, evaluate_boxes
 def main() -> int:
     """Extract what is missing, compare, and print the agreement with its interval."""
     experiment = parse(
-        BoxAgreementExperiment, default="experiments/demo/base.yaml", description=__doc__
+        BoxAgreementExperiment,
+        default="experiments/demo/base.yaml",
+        description=__doc__,
+        check=BoxAgreementExperiment.check_given,
     )
     evaluate_boxes(experiment)
     return 0

@@ -13,7 +13,12 @@ from kinema.pipelines.single import run_experiment
 
 def main() -> int:
     """Finetune, test, and print the accuracy with its interval."""
-    experiment = parse(AnyExperiment, default="experiments/demo/base.yaml", description=__doc__)
+    experiment = parse(
+        AnyExperiment,
+        default="experiments/demo/base.yaml",
+        description=__doc__,
+        check=AnyExperiment.check_given,
+    )
     return run_experiment(experiment.plain(), experiment.label)
 
 

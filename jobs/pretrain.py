@@ -11,7 +11,12 @@ from kinema.pipelines.single import run_experiment
 
 def main() -> int:
     """Pretrain and print where the encoder lies."""
-    experiment = parse(AnyExperiment, default="experiments/demo/base.yaml", description=__doc__)
+    experiment = parse(
+        AnyExperiment,
+        default="experiments/demo/base.yaml",
+        description=__doc__,
+        check=AnyExperiment.check_given,
+    )
     return run_experiment(experiment.plain().varied({"finetune": None}), experiment.label)
 
 

@@ -14,7 +14,12 @@ from kinema.pipelines.probe import ProbeExperiment, probe_experiment
 def main() -> int:
     """Read features, fit the probe, and print the accuracy with its interval."""
     return probe_experiment(
-        parse(ProbeExperiment, default="experiments/demo/base.yaml", description=__doc__)
+        parse(
+            ProbeExperiment,
+            default="experiments/demo/base.yaml",
+            description=__doc__,
+            check=ProbeExperiment.check_given,
+        )
     )
 
 

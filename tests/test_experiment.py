@@ -155,7 +155,13 @@ def test_a_job_takes_one_variant_of_a_sweep() -> None:
         assert type(alone) is Experiment
         assert alone == trial.model_copy(update={"name": alone.name})
         assert chosen.label == name
+    chosen = load(AnyExperiment, file, [*given, "variant=MOFO"])
+    chosen.check_given(["variant", "storage", "model.depth"])
+    for key in ("mask", "mask.name", "mask.name.x"):
+        with pytest.raises(ConfigError, match=rf"{key} is set by variant=MOFO: leave one"):
+            chosen.check_given(["seed", key])
     base = load(AnyExperiment, file, given).resolved()
+    base.check_given(["mask.name"])
     assert base.mask.name == "tube"
     with pytest.raises(ConfigError, match=r"variant: unknown 'MGN'; known: VideoMAE, MOFO, MGM"):
         load(AnyExperiment, file, [*given, "variant=MGN"])

@@ -49,6 +49,17 @@ def test_misspelt_key_is_told_the_nearest_one(job: str) -> None:
         call(job, [*REQUIRED.get(job, []), wrong])
 
 
+ONE_OF_A_SWEEP = ("pretrain", "finetune", "evaluate", "probe", "draw_clips", "boxes_only")
+
+
+@pytest.mark.parametrize("job", ONE_OF_A_SWEEP)
+def test_what_a_variant_sets_cannot_be_given(job: str) -> None:
+    row = ["experiments/mofo/table_1.yaml", "variant=VideoMAE", "--dry-run"]
+    assert call(f"{job}.py", [*row, "seed=3"]) == 0
+    with pytest.raises(ConfigError, match=r"mask\.mask_ratio is set by variant=VideoMAE: leave"):
+        call(f"{job}.py", [*row, "mask.mask_ratio=0.5"])
+
+
 @pytest.mark.parametrize("job", ["sweep.py", "sweep_mask_ratio.py", "sweep_mca.py"])
 def test_a_dry_run_of_a_sweep_says_what_the_run_would_refuse(job: str) -> None:
     for wrong in ("mask.mask_ratioo: [0.5]", "mask.mask_ratio: [0.5, 1.5]"):

@@ -107,9 +107,12 @@ def fingerprint(*parts: object) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
-def flatten(config: BaseModel) -> dict[str, str | int | float | bool | None]:
+def flatten(
+    config: BaseModel | Mapping[str, Any],
+) -> dict[str, str | int | float | bool | None]:
     """Dotted key -> value; a list becomes its JSON text, and so does an empty section."""
-    return dict(_flat_items(config.model_dump(mode="json"), ""))
+    tree = config.model_dump(mode="json") if isinstance(config, BaseModel) else config
+    return dict(_flat_items(tree, ""))
 
 
 def _flat_items(

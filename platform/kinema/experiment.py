@@ -5,14 +5,14 @@ A method is a mask, a target and a head; an experiment adds data and recipe; a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from kinema import storage
-from kinema.config import Config, fingerprint, vary
+from kinema.config import Config, fingerprint, flatten, vary
 from kinema.errors import ConfigError
 from kinema.evaluation.multiview import EvaluationConfig
 from kinema.masking.masks import Mask, TubeMask
@@ -262,6 +262,23 @@ class AnyExperiment(Experiment):
     def _variants(self) -> dict[str, dict[str, Any]]:
         return {} if self.sweep is None else {**self.sweep.variants, **self.sweep.controls}
 
+    def check_given(self, given: Sequence[str]) -> None:
+        """Refuse keys of the command line that the chosen variant sets itself.
+
+        Raises:
+            ConfigError: naming them.
+        """
+        if self.variant is None:
+            return
+        sets = flatten(self._variants[self.variant])
+        problems = [
+            f"{key} is set by variant={self.variant}: leave one of the two out"
+            for key in given
+            if any(_overlap(key, path) for path in sets)
+        ]
+        if problems:
+            raise ConfigError(problems, "command line")
+
     @property
     def label(self) -> str:
         """What its runs are called: the variant, or the method."""
@@ -276,6 +293,12 @@ class AnyExperiment(Experiment):
         """The chosen variant as an experiment of its own, resolved, without the job's own keys."""
         own = set(type(self).model_fields) - set(Experiment.model_fields)
         return Experiment.model_validate(self.resolved().model_dump(mode="json", exclude=own))
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two dotted keys is the other or lies in its section."""
+    short, long = sorted((f"{one}.", f"{other}."), key=len)
+    return long.startswith(short)
 
 
 _NOT_RESULTS = {"name", "paper", "method", "storage", "loader", "compute", "extraction"}

@@ -22,6 +22,7 @@ from kinema.pipelines.prepare import check_encoders, prepare_manifest
 from kinema.pipelines.probe import Asked, ProbeExperiment, probe, probe_experiment
 from kinema.pipelines.readout import Readout
 from kinema.pipelines.single import run_experiment
+from kinema.pipelines.study import encoder_note
 from kinema.video.manifest import Manifest
 
 BASE = Path(__file__).resolve().parents[2] / "experiments/demo/base.yaml"
@@ -207,7 +208,10 @@ def test_an_encoder_that_saw_labels_is_told_and_recorded(
     assert "best.safetensors: 100.0% of the encoder's tensors matched" in said
     assert "it is part of a classifier and was trained with labels" in said
     assert probe(asked(chosen, weights=file))["encoder_saw_labels"]
-    assert not probe(asked(experiment(tmp_path, "pretrain=null")))["encoder_saw_labels"]
+    assert encoder_note(chosen) == {"encoder_saw_labels": "true"}
+    alone = experiment(tmp_path, "pretrain=null")
+    assert not probe(asked(alone))["encoder_saw_labels"]
+    assert encoder_note(alone) == {}
 
 
 def test_weights_that_do_not_fit_leave_nothing_behind(tmp_path: Path) -> None:

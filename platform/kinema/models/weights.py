@@ -21,6 +21,9 @@ from kinema.models.vit import Backbone, ViTConfig
 
 SUFFIX = ".safetensors"
 
+MIN_SHARE = 0.95
+"""Least share of an encoder's tensors that weights must provide, where nothing else is said."""
+
 ARCHITECTURE = (
     "attention",
     "embed_dim",
@@ -94,7 +97,7 @@ def load_weights(module: nn.Module, path: str) -> None:
     module.load_state_dict(saved)
 
 
-def load_encoder_weights(module: nn.Module, path: str, min_share: float = 0.95) -> float:
+def load_encoder_weights(module: nn.Module, path: str, min_share: float = MIN_SHARE) -> float:
     """Load the encoder of a saved network into another network.
 
     An encoder's final LayerNorm is skipped where the receiving network has none (a classifier
@@ -118,7 +121,7 @@ def load_encoder_weights(module: nn.Module, path: str, min_share: float = 0.95) 
     return len(matched) / len(wanted)
 
 
-def check_encoder_weights(module: nn.Module, path: str, min_share: float = 0.95) -> float:
+def check_encoder_weights(module: nn.Module, path: str, min_share: float = MIN_SHARE) -> float:
     """As `load_encoder_weights`, with the same errors, but nothing is loaded.
 
     Args:

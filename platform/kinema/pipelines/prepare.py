@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pyarrow.compute as pc
 import torch
+from torch import nn
 
 from kinema import storage
 from kinema.config import fingerprint
@@ -15,7 +16,7 @@ from kinema.errors import ConfigError
 from kinema.experiment import DataConfig, Experiment
 from kinema.models.backbones import build_encoder
 from kinema.models.classifier import Classifier, PlainHead
-from kinema.models.weights import check_encoder_weights, saw_labels
+from kinema.models.weights import MIN_SHARE, check_encoder_weights, saw_labels
 from kinema.motion.extractor import MotionConfig
 from kinema.pipelines.cluster import connect
 from kinema.pipelines.extract import extract
@@ -74,16 +75,20 @@ def check_encoders(experiments: Iterable[Experiment], frozen: bool = False) -> N
         WeightsError: one has another architecture, or lacks too much.
         StorageError: one is missing.
     """
-    given = {(e.encoder, fingerprint(e.model)): e for e in experiments if e.encoder is not None}
-    for (path, _), experiment in given.items():
-        assert path is not None
+    given: dict[tuple[str, str, float], Experiment] = {}
+    for experiment in experiments:
+        if experiment.encoder is not None:
+            tuned = None if frozen else experiment.finetune
+            least = MIN_SHARE if tuned is None else tuned.min_matched_share
+            given[experiment.encoder, fingerprint(experiment.model), least] = experiment
+    for (path, _, least), experiment in given.items():
         with torch.device("meta"):  # shapes alone
-            if frozen or experiment.finetune is None:
-                share = check_encoder_weights(build_encoder(experiment.model), path)
-            else:
-                classifier = Classifier(experiment.model, PlainHead(), num_classes=2)
-                least = experiment.finetune.min_matched_share
-                share = check_encoder_weights(classifier, path, least)
+            network: nn.Module = (
+                build_encoder(experiment.model)
+                if frozen or experiment.finetune is None
+                else Classifier(experiment.model, PlainHead(), num_classes=2)
+            )
+        share = check_encoder_weights(network, path, least)
         print(f"{path}: {share:.1%} of the encoder's tensors matched", flush=True)
         if saw_labels(path):
             print(

@@ -34,7 +34,7 @@ from kinema.pipelines.direct import tested_split
 from kinema.pipelines.prepare import Prepared, check_encoders, prepare_manifest, start
 from kinema.pipelines.readout import ReadingConfig, read_out, readout_key
 from kinema.pipelines.single import accuracy_line, complete, unread_lines
-from kinema.pipelines.study import begin, close, give_up
+from kinema.pipelines.study import begin, close, encoder_note, give_up
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import bundles
 from kinema.training.pretrain import ENCODER_FILE, keep_clips
@@ -151,7 +151,8 @@ def probe_experiment(experiment: ProbeExperiment) -> int:
     prepared = Prepared(asked.manifest_uri, asked.manifest)
     tracker = start_tracker(experiment.root, experiment.name)
     name = f"{experiment.probe.name} probe {experiment.label}"
-    run = begin(tracker, experiment, asked.key, name, prepared)
+    note = encoder_note(experiment)
+    run = begin(tracker, experiment, asked.key, name, prepared, extra=note)
     try:
         outcome = probe(asked)
     except BaseException as error:

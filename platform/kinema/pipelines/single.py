@@ -8,7 +8,7 @@ from typing import Any
 from kinema import trial
 from kinema.experiment import Experiment, run_key
 from kinema.pipelines.prepare import check_encoders, prepare, start
-from kinema.pipelines.study import begin, close, give_up
+from kinema.pipelines.study import begin, close, encoder_note, give_up
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import train
 from kinema.video.sources import SPLITS
@@ -55,7 +55,7 @@ def complete(experiment: Experiment, name: str) -> tuple[dict[str, Any], str]:
     done, folder = trial.result(experiment, digest), trial.run_uri(experiment, digest)
     if done is not None and trial.is_complete(done) and tracker.is_finished(key):
         return done, folder
-    run = begin(tracker, experiment, key, name, prepared)
+    run = begin(tracker, experiment, key, name, prepared, extra=encoder_note(experiment))
     try:
         outcome = train(experiment, prepared.manifest_uri, digest, run, talks=True)
     except BaseException as error:

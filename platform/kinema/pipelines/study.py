@@ -41,8 +41,6 @@ def begin(
     # A sweep's file has the settings of all its trials, this run those of one.
     params = {k: v for k, v in flatten(shown).items() if not k.startswith("sweep.")}
     params |= {k: str(v) for k, v in (extra or {}).items()}
-    if experiment.encoder is not None:
-        params["encoder_saw_labels"] = str(saw_labels(experiment.encoder)).lower()
     run = tracker.run(
         key,
         name,
@@ -60,6 +58,13 @@ def begin(
     run.text(to_yaml(shown), "config/experiment.yaml")
     run.text(provenance.installed_packages(), "environment/packages.txt")
     return run
+
+
+def encoder_note(experiment: Experiment) -> dict[str, str]:
+    """A param for the run of an experiment that starts from a given encoder."""
+    if experiment.encoder is None:
+        return {}
+    return {"encoder_saw_labels": str(saw_labels(experiment.encoder)).lower()}
 
 
 def close(run: RemoteTracker, outcome: Mapping[str, Any] | None, reason: str | None) -> None:
@@ -154,6 +159,7 @@ class Study(ABC):
         for item in trials:
             key, data = self.run_key(item), self.data(item)
             extra = {"control": str(item.control).lower(), **item.settings}
+            extra |= encoder_note(item.experiment)
             self._runs[item.name] = begin(
                 self.tracker, item.experiment, key, item.name, data, self.key, extra, planned
             )

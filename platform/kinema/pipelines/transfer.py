@@ -16,7 +16,7 @@ from kinema.errors import KinemaError
 from kinema.experiment import run_key
 from kinema.figures.transfer import save_transfer, transfer_text
 from kinema.pipelines.direct import run_direct
-from kinema.pipelines.prepare import Prepared, start
+from kinema.pipelines.prepare import Prepared, check_encoders, start
 from kinema.pipelines.probe import Asked, probe
 from kinema.pipelines.study import Study
 from kinema.pipelines.tracker import RemoteTracker
@@ -127,7 +127,9 @@ def transfer(experiment: TransferExperiment) -> int:
     first = next(iter(sources.values())).experiment
     study = TransferStudy(experiment, data.of(first, motion=False))
     try:
-        failures = _make_sources(experiment, study, sources, data)
+        failures = _misfits(experiment, sources)
+        usable = {name: source for name, source in sources.items() if name not in failures}
+        failures |= _make_sources(experiment, study, usable, data)
         cells, rows = [], {}
         for place in everywhere:
             if place.source in failures:
@@ -153,6 +155,18 @@ def transfer(experiment: TransferExperiment) -> int:
 
 def _failed(place: Place, reason: str) -> dict[str, Any]:
     return {"trial": place.name, **place.settings, "status": "failed", "reason": reason}
+
+
+def _misfits(experiment: TransferExperiment, sources: Mapping[str, Source]) -> dict[str, str]:
+    """Why each source whose given encoder does not fit is left out."""
+    unusable = {}
+    for name, source in sources.items():
+        protocols = {p.protocol for p in places(experiment.transfer) if p.source == name}
+        try:
+            check_encoders([source.experiment], frozen=not protocols & {"finetune", "direct"})
+        except KinemaError as error:
+            unusable[name] = str(error)
+    return unusable
 
 
 def _make_sources(
