@@ -72,6 +72,8 @@ def _start(folder: Path, num_cpus: int | None, working_dir: Path) -> LocalCluste
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         # Despite its name, off means on any system: listen on 127.0.0.1 and nowhere else.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Its actors would keep the head from ending for as long as it may wait: nobody needs them.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
     head = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
     command = [
