@@ -31,6 +31,14 @@ UNREACHABLE = "http://127.0.0.1:9"
 STUDY = "study"
 
 
+@pytest.fixture(autouse=True)
+def no_lock_outlives_its_test() -> Iterator[None]:
+    """A process keeps the locks of its unfinished runs; these tests are many jobs in one."""
+    yield
+    while journal_module._held:
+        journal_module._held.popitem()[1].close()
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new store; making one takes seconds, copying it does not."""
