@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 STORAGE := $(or $(KINEMA_STORAGE),$(HOME)/.kinema)
 MLFLOW_PORT ?= 5000
 # Two processes, each with one thread for sums; the tests of a file share what it makes.
-TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 export RAY_AUTH_MODE := token
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

@@ -130,7 +130,7 @@ def dry(*arguments: str) -> list[str]:
 
 
 def test_make_test_leaves_out_gpus_only() -> None:
-    command = ".venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder"
+    command = ".venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder"
     assert dry("test")[-1] == f'OMP_NUM_THREADS=1 {command} -m "not gpu"'
 
 

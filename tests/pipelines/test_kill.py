@@ -133,14 +133,22 @@ def statuses(root: Path) -> list[str]:
 
 @pytest.mark.timeout(600)
 def test_interrupted_and_killed_sweep_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"  # without motion: a killed extraction has a test of its own
+    file.write_text(
+        f"base: {REPOSITORY}/experiments/demo/base.yaml\n"
+        "name: demo-mask-ratio\n"
+        "motion: null\n"
+        "sweep:\n"
+        "  axes: {mask.mask_ratio: [0.5]}\n"
+        "  controls: {no pretraining: {pretrain: null}}\n"
+    )
     command = [
         sys.executable,
         "jobs/sweep_mask_ratio.py",
+        str(file),
         *TINY,
         f"storage={tmp_path}",
-        "motion.flow={name: dis}",
         "pretrain.epochs=8",  # so that the control, which has none, is done long before
-        "sweep.axes={mask.inside_ratio: [0.5]}",
     ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "platform")}
     interrupt(command, environment)
