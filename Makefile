@@ -6,7 +6,8 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 STORAGE := $(or $(KINEMA_STORAGE),$(HOME)/.kinema)
 MLFLOW_PORT ?= 5000
-# Two processes, each with one thread for sums; the tests of a file share what it makes.
+# Three processes, as tests with a cluster often wait, each with one thread for sums; the tests of a file
+# share what it makes.
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 export RAY_AUTH_MODE := token
