@@ -65,9 +65,10 @@ def test_a_dry_run_of_a_sweep_says_what_the_run_would_refuse(job: str) -> None:
     for wrong in ("mask.mask_ratioo: [0.5]", "mask.mask_ratio: [0.5, 1.5]"):
         with pytest.raises(ConfigError, match=r"mask\.mask_ratio"):
             call(job, [f"sweep.axes={{{wrong}}}", "--dry-run"])
-    swept = ["sweep.axes={mask.mask_ratio: [0.5]}", "mask.mask_ratio=0.9", "--dry-run"]
-    with pytest.raises(ConfigError, match=r"mask\.mask_ratio is swept: give sweep\.axes="):
-        call(job, swept)
+    swept = "sweep.axes={mask.mask_ratio: [0.5]}"
+    for given in ("mask.mask_ratio=0.9", "mask={name: tube, mask_ratio: 0.9}"):
+        with pytest.raises(ConfigError, match=r"mask\.mask_ratio is swept: give sweep\.axes="):
+            call(job, [swept, given, "--dry-run"])
 
 
 @pytest.mark.parametrize("option", ["--help", "--dry-run"])

@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
-from kinema.config import load, to_yaml
+from kinema.config import given_keys, load, to_yaml
 from kinema.errors import ConfigError, KinemaError
 from kinema.schema import Key, Place, list_keys
 
@@ -42,8 +42,8 @@ def parse(
         default: experiment to use when none is given, a path in the repository.
         description: what the job does, for `--help`.
         positional: keys whose values are given in this order without `key=`, in place of a file.
-        check: called with the settings and the keys that were given, before `--dry-run` ends the
-            program; raises ConfigError for what the settings alone do not show.
+        check: called with the settings and the `given_keys`, before `--dry-run` ends the program;
+            raises ConfigError for what the settings alone do not show.
 
     Raises:
         ConfigError: the arguments or the settings are wrong.
@@ -55,7 +55,7 @@ def parse(
     file, overrides = _split(arguments, positional)
     config = load(spec, file, overrides, _in_repository(default))
     if check is not None:
-        check(config, [override.partition("=")[0] for override in overrides])
+        check(config, given_keys(spec, overrides))
     _show(to_yaml(config))
     if "--dry-run" in arguments:
         raise SystemExit(0)

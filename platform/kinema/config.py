@@ -89,6 +89,12 @@ def vary(config: T, changes: Mapping[str, Any]) -> T:
     return _validate(spec, tree, {}, [], source or "configuration")
 
 
+def given_keys(spec: type[BaseModel], overrides: Sequence[str]) -> list[str]:
+    """Dotted keys that well-formed overrides set; within a given mapping each key of it."""
+    layer, _ = _override_layer(spec, overrides)
+    return list(flatten(layer))
+
+
 def to_yaml(config: BaseModel) -> str:
     """The settings in full as YAML; `load` reads the same settings from it."""
     return yaml_text.dump(config.model_dump(mode="json"))

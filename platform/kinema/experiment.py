@@ -5,7 +5,7 @@ A method is a mask, a target and a head; an experiment adds data and recipe; a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -227,6 +227,11 @@ class Experiment(Config):
         """
         return vary(self, overrides)
 
+    def base(self) -> Experiment:
+        """The experiment alone, without what a sweep's, a matrix's or a job's file adds to it."""
+        added = set(type(self).model_fields) - set(Experiment.model_fields)
+        return Experiment.model_validate(self.model_dump(mode="json", exclude=added))
+
     def pretraining_only(self) -> Self:
         """The part that makes the encoder: no finetuning, and no head that would need anything."""
         return self.varied({"finetune": None, "head": {"name": "plain"}})
@@ -236,10 +241,6 @@ class SweepExperiment(Experiment):
     """An experiment and the settings to vary."""
 
     sweep: SweepConfig
-
-    def base(self) -> Experiment:
-        """The experiment without its sweep section."""
-        return Experiment.model_validate(self.model_dump(mode="json", exclude={"sweep"}))
 
 
 class AnyExperiment(Experiment):
@@ -268,16 +269,10 @@ class AnyExperiment(Experiment):
         Raises:
             ConfigError: naming them.
         """
-        if self.variant is None:
-            return
-        sets = flatten(self._variants[self.variant])
-        problems = [
-            f"{key} is set by variant={self.variant}: leave one of the two out"
-            for key in given
-            if any(_overlap(key, path) for path in sets)
-        ]
-        if problems:
-            raise ConfigError(problems, "command line")
+        if self.variant is not None:
+            sets = flatten(self._variants[self.variant])
+            advice = f"set by variant={self.variant}: leave one of the two out"
+            refuse_overruled(given, sets, lambda key: f"{key} is {advice}")
 
     @property
     def label(self) -> str:
@@ -291,8 +286,26 @@ class AnyExperiment(Experiment):
 
     def plain(self) -> Experiment:
         """The chosen variant as an experiment of its own, resolved, without the job's own keys."""
-        own = set(type(self).model_fields) - set(Experiment.model_fields)
-        return Experiment.model_validate(self.resolved().model_dump(mode="json", exclude=own))
+        return self.resolved().base()
+
+
+def refuse_overruled(
+    given: Iterable[str], overruling: Iterable[str], why: Callable[[str], str]
+) -> None:
+    """Refuse keys of the command line in whose place others count.
+
+    Args:
+        given: dotted keys, within a given mapping each of its own.
+        overruling: dotted keys that are set over them.
+        why: what to say of one of `given`.
+
+    Raises:
+        ConfigError: naming each.
+    """
+    others = list(overruling)
+    problems = [why(key) for key in given if any(_overlap(key, other) for other in others)]
+    if problems:
+        raise ConfigError(problems, "command line")
 
 
 def _overlap(one: str, other: str) -> bool:

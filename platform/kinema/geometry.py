@@ -7,7 +7,9 @@ Coordinates are continuous pixels: pixel i covers [i, i + 1), its centre is i + 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -149,8 +151,9 @@ class Transform:
         if frames.ndim != 4 or frames.shape[1:3] != self.source_size:
             raise ValueError(f"frames {frames.shape} are not (T, {self.source_size}, 3)")
         out = np.empty((len(frames), *self.size, frames.shape[3]), dtype=np.uint8)
+        resample = _resampler(self.source_size, self.matrix, self.size, FRAME_FILL)
         for target, frame in zip(out, frames, strict=True):
-            target[...] = _resample(frame, self.matrix, self.size, FRAME_FILL)
+            target[...] = resample(frame)
         return out
 
     def boxes(self, boxes: npt.ArrayLike) -> Floats:
@@ -190,9 +193,9 @@ class Transform:
         height, width = (rows * cell, columns * cell) if cell is not None else self.source_size
         grid_to_output = self.matrix @ _affine(xx=width / columns, yy=height / rows)
         out = np.empty((len(field), *self.size, 2), dtype=np.float32)
+        resample = _resampler((rows, columns), grid_to_output, self.size, (0.0, 0.0))
         for target, values in zip(out, field.astype(np.float32), strict=True):
-            seen = _resample(values, grid_to_output, self.size, (0.0, 0.0))
-            target[...] = self.displacements(seen)
+            target[...] = self.displacements(resample(values))
         return out
 
     def _add(self, matrix: Floats, size: Size) -> Transform:
@@ -211,14 +214,27 @@ def _affine(
     return np.array([[xx, xy, dx], [yx, yy, dy], [0.0, 0.0, 1.0]])
 
 
-def _resample(image: Image, matrix: Floats, size: Size, fill: tuple[float, ...]) -> Image:
-    """Image (H, W, C) through `matrix` (image pixels -> output pixels) to (h, w, C)."""
-    window = _whole_pixel_window(image.shape[:2], matrix, size)
-    if window is not None:
-        x0, y0, x1, y1 = window
-        flip_x, flip_y = matrix[0, 0] < 0, matrix[1, 1] < 0
-        part = image[y0:y1, x0:x1][:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+def _resampler(
+    shape: Size, matrix: Floats, size: Size, fill: tuple[float, ...]
+) -> Callable[[Image], Image]:
+    """Takes images (H, W, C) of `shape` through `matrix` (their pixels -> the output's) to `size`.
+
+    What depends on the shape alone is worked out once: a clip has many frames.
+    """
+    window = _whole_pixel_window(shape, matrix, size)
+    if window is None:
+        return partial(_warp, matrix=matrix, size=size, fill=fill)
+    x0, y0, x1, y1 = window
+    flip_x, flip_y = -1 if matrix[0, 0] < 0 else 1, -1 if matrix[1, 1] < 0 else 1
+
+    def cut(image: Image) -> Image:
+        part = image[y0:y1, x0:x1][::flip_y, ::flip_x]
         return _resize(np.ascontiguousarray(part), size)
+
+    return cut
+
+
+def _warp(image: Image, matrix: Floats, size: Size, fill: tuple[float, ...]) -> Image:
     image, matrix = _shrunk_first(image, matrix)
     # OpenCV counts from pixel centres, this module from pixel corners: half a pixel on both sides.
     linear, shift = matrix[:2, :2], matrix[:2, 2]

@@ -113,17 +113,18 @@ def test_hog_of_an_image_is_the_direct_one() -> None:
     ],
 )
 def test_directions_fall_into_their_bins(angle: float, signed: bool, hit: int) -> None:
-    radians = torch.tensor([math.radians(angle)], dtype=torch.float64)
-    votes = torch.cat(vote(radians.cos(), radians.sin(), BINS, signed, "hard"))
+    radians = torch.tensor(math.radians(angle), dtype=torch.float64).view(1, 1, 1, 1)
+    votes = vote(radians.cos(), radians.sin(), BINS, signed, "hard").flatten()
     assert votes.argmax() == hit
     assert votes.sum() == pytest.approx(1)
 
 
 def test_all_votes_are_counted_and_no_motion_votes_for_nothing() -> None:
-    x, y = torch.from_numpy(image(4)), torch.from_numpy(image(5))
+    x, y = torch.from_numpy(np.random.default_rng(4).normal(size=(2, 4, 3, 9, 8)))
     for votes in ("hard", "linear"):
-        total = sum(vote(x, y, BINS, True, votes))
-        torch.testing.assert_close(total, torch.hypot(x, y))
+        found = vote(x, y, BINS, True, votes)
+        assert found.shape == (4, BINS, 9, 8)
+        torch.testing.assert_close(found.sum(dim=1), torch.hypot(x, y).sum(dim=1))
     zero = torch.zeros(8, 8)
     assert not cell_histograms(zero, zero, 8, BINS, True, "hard").any()
 

@@ -10,7 +10,7 @@ from kinema.config import load
 from kinema.errors import ConfigError
 from kinema.experiment import SweepExperiment, pretrain_key, run_key
 from kinema.pipelines.prepare import Prepared
-from kinema.pipelines.sweep import plan, shared_pretraining
+from kinema.pipelines.sweep import check_sweep, plan, shared_pretraining
 from kinema.pipelines.train import SNAPSHOT_FILE, bundles, repair_snapshot
 from kinema.training.pretrain import ENCODER_FILE
 from kinema.trial import pretrained_uri
@@ -81,6 +81,14 @@ def test_variant_that_is_no_valid_experiment(tmp_path: Path) -> None:
     experiment = sweep(TABLE, tmp_path, "sweep.variants.wrong={mask: {nmae: tube}}")
     with pytest.raises(ConfigError, match=r"did you mean 'mask\.name'"):
         plan(experiment)
+
+
+def test_what_every_variant_sets_cannot_be_given(tmp_path: Path) -> None:
+    variants = "sweep.variants={a: {seed: 1, mask: {mask_ratio: 0.5}}, b: {seed: 2}}"
+    experiment = sweep(RATIO, tmp_path, variants)
+    check_sweep(experiment, ["sweep.variants.a.seed", "mask.mask_ratio", "seeds"])
+    with pytest.raises(ConfigError, match=r"seed is set by every variant: give sweep\.variants="):
+        check_sweep(experiment, ["seed"])
 
 
 def test_random_search_is_a_fixed_part_of_the_grid(tmp_path: Path) -> None:

@@ -33,12 +33,12 @@ def sobel(images: Tensor) -> tuple[Tensor, Tensor]:
     return across.reshape(images.shape), down.reshape(images.shape)
 
 
-def vote(x: Tensor, y: Tensor, bins: int, signed: bool, votes: Votes) -> list[Tensor]:
-    """The votes of vectors (x, y), each of any one shape: `bins` tensors of that shape.
+def vote(x: Tensor, y: Tensor, bins: int, signed: bool, votes: Votes) -> Tensor:
+    """The votes of vectors (x, y), summed over their channels: (N, bins, H, W).
 
     Args:
-        x: to the right.
-        y: down.
+        x: (N, C, H, W), to the right.
+        y: (N, C, H, W), down.
         bins: equal shares of the circle, or of the half circle where opposite directions are one.
         signed: whether opposite directions differ.
         votes: `hard` for the bin that holds the direction, the first from angle 0; `linear` for the
@@ -49,30 +49,30 @@ def vote(x: Tensor, y: Tensor, bins: int, signed: bool, votes: Votes) -> list[Te
     place = torch.remainder(torch.atan2(y, x), turn) / turn * bins
     if votes == "hard":
         # rounding can make the remainder the whole turn
-        chosen = place.floor().long() % bins
-        return [torch.where(chosen == b, length, 0.0) for b in range(bins)]
-    middle = place - 0.5
-    lower = middle.floor()
-    share = middle - lower
-    first = lower.long() % bins
-    second = (first + 1) % bins
-    return [
-        torch.where(first == b, length * (1 - share), 0.0)
-        + torch.where(second == b, length * share, 0.0)
-        for b in range(bins)
-    ]
+        given = [(place.floor().long() % bins, length)]
+    else:
+        middle = place - 0.5
+        lower = middle.floor()
+        share = middle - lower
+        first = lower.long() % bins
+        given = [(first, length * (1 - share)), ((first + 1) % bins, length * share)]
+    found = length.new_zeros(len(x), bins, *x.shape[2:])
+    for chosen, lengths in given:
+        # channel by channel, so that no two votes meet: sums are the same on every run, on GPUs too
+        for channel in range(x.shape[1]):
+            index = chosen[:, channel, None]
+            found.scatter_(1, index, found.gather(1, index) + lengths[:, channel, None])
+    return found
 
 
 def cell_histograms(
     x: Tensor, y: Tensor, cell: int, bins: int, signed: bool, votes: Votes
 ) -> Tensor:
     """Histograms of whole cells: vectors (..., H, W) -> (..., H / cell, W / cell, bins)."""
-    pooled = [
-        F.avg_pool2d(votes_for.reshape(-1, 1, *x.shape[-2:]), cell)
-        for votes_for in vote(x, y, bins, signed, votes)
-    ]
-    stacked = torch.cat(pooled, dim=1).movedim(1, -1)
-    return stacked.reshape(*x.shape[:-2], *stacked.shape[-3:])
+    alone = (-1, 1, *x.shape[-2:])
+    found = vote(x.reshape(alone), y.reshape(alone), bins, signed, votes)
+    pooled = F.avg_pool2d(found, cell).movedim(1, -1)
+    return pooled.reshape(*x.shape[:-2], *pooled.shape[1:])
 
 
 def window_histograms(
@@ -97,13 +97,9 @@ def window_histograms(
     """
     height, width = x.shape[-2:]
     grid = points / points.new_tensor([width, height]) * 2 - 1
-    around = []
-    for votes_for in vote(x, y, bins, signed, votes):
-        corners = _corner_means(votes_for.mean(dim=1, keepdim=True), window)
-        around.append(
-            F.grid_sample(corners, grid[:, :, None], padding_mode="border", align_corners=True)
-        )
-    return torch.cat(around, dim=1)[..., 0].movedim(1, -1)
+    corners = _corner_means(vote(x, y, bins, signed, votes) / x.shape[1], window)
+    around = F.grid_sample(corners, grid[:, :, None], padding_mode="border", align_corners=True)
+    return around[..., 0].movedim(1, -1)
 
 
 def _corner_means(images: Tensor, window: int) -> Tensor:

@@ -33,7 +33,7 @@ from kinema.pipelines.cluster import require
 from kinema.pipelines.direct import tested_split
 from kinema.pipelines.prepare import Prepared, check_encoders, prepare_manifest, start
 from kinema.pipelines.readout import ReadingConfig, read_out, readout_key
-from kinema.pipelines.single import accuracy_line, complete, unread_lines
+from kinema.pipelines.single import accuracy_line, complete, encoder_line, unread_lines
 from kinema.pipelines.study import begin, close, encoder_note, give_up
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import bundles
@@ -159,8 +159,7 @@ def probe_experiment(experiment: ProbeExperiment) -> int:
         give_up(run, error)
         raise
     close(run, outcome, None)
-    marked = ", TRAINED WITH LABELS" if outcome.get("encoder_saw_labels") else ""
-    print(f"encoder     {asked.weights or f'random weights, seed {experiment.seed}'}{marked}")
+    print(encoder_line(outcome, asked.weights or f"random weights, seed {experiment.seed}"))
     print(*unread_lines(outcome), accuracy_line(outcome, "probe"), sep="\n")
     for group, found in outcome["groups"].items():
         print(f"            {group}: {found['top1']:.1%} ({found['encoder']})")

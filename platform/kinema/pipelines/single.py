@@ -33,8 +33,7 @@ def run_experiment(experiment: Experiment, name: str) -> int:
     check_encoders([experiment])
     start(experiment)
     outcome, folder = complete(experiment, name)
-    marked = ", TRAINED WITH LABELS" if outcome.get("encoder_saw_labels") else ""
-    print(f"encoder     {outcome['encoder']}{marked}")
+    print(encoder_line(outcome, outcome["encoder"]))
     if count := len(outcome["left_out"]):
         print(f"left out    {count} training and validation videos, see result.json")
     if "metrics" in outcome:
@@ -63,6 +62,12 @@ def complete(experiment: Experiment, name: str) -> tuple[dict[str, Any], str]:
         raise
     close(run, outcome, None)
     return outcome, folder
+
+
+def encoder_line(outcome: Mapping[str, Any], encoder: str) -> str:
+    """Which encoder a result is of, marked where its training saw labels."""
+    marked = ", TRAINED WITH LABELS" if outcome.get("encoder_saw_labels") else ""
+    return f"encoder     {encoder}{marked}"
 
 
 def unread_lines(outcome: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kinema import trial
-from kinema.config import fingerprint
+from kinema.config import fingerprint, flatten
 from kinema.errors import ConfigError
 from kinema.experiment import (
     VARIANT,
@@ -21,6 +21,7 @@ from kinema.experiment import (
     SweepExperiment,
     deciding_settings,
     pretrain_key,
+    refuse_overruled,
 )
 from kinema.pipelines.prepare import Prepared, check_encoders, prepare, start
 from kinema.pipelines.study import SweepStudy
@@ -66,14 +67,20 @@ def check_sweep(experiment: SweepExperiment, given: Sequence[str]) -> None:
         given: keys that the command line sets.
 
     Raises:
-        ConfigError: as `plan`, or an axis overrules what was given.
+        ConfigError: as `plan`, or an axis or every variant overrules what was given.
     """
-    clash = [key for key in given if key in experiment.sweep.axes]
-    if clash:
-        raise ConfigError(
-            [f"{key} is swept: give sweep.axes={{{key}: [...]}} in its place" for key in clash],
-            "command line",
-        )
+    sweep = experiment.sweep
+    refuse_overruled(
+        given,
+        sweep.axes,
+        lambda key: f"{key} is swept: give sweep.axes={{{key}: [...]}} in its place",
+    )
+    set_by = [set(flatten(changes)) for changes in sweep.variants.values()]
+    refuse_overruled(
+        given,
+        set.intersection(*set_by) if set_by else (),
+        lambda key: f"{key} is set by every variant: give sweep.variants={{...}} in its place",
+    )
     plan(experiment)
 
 

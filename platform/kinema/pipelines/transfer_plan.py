@@ -76,15 +76,6 @@ class TransferExperiment(Experiment):
         """There is a matrix."""
         return True
 
-    def base(self) -> Experiment:
-        """The experiment that sources and targets vary.
-
-        Raises:
-            ConfigError: it has neither a pretraining nor a finetuning.
-        """
-        own = {"transfer", "reading"}
-        return Experiment.model_validate(self.model_dump(mode="json", exclude=own))
-
 
 @dataclass(frozen=True)
 class Place:
