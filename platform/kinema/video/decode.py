@@ -20,6 +20,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 
 from kinema import storage
 from kinema.errors import NoVectorsError, StorageError, VideoError
@@ -201,11 +202,12 @@ def read_frames_and_vectors(
     with _opened_for_vectors(uri) as video:
         first = 0 if wanted is None else max(0, wanted[0] - ANCHOR_REACH)
         chosen = None if wanted is None else set(wanted)
+        reformatter = VideoReformatter()
         for index, frame, orientation in _oriented(uri, video.decode_range(first, None)):
             moved = _frame_vectors(index, frame, orientation)
             vectors.append(moved)
             if chosen is None or index in chosen:
-                frames.append((index, orientation.turn(_rgb(frame))))
+                frames.append((index, orientation.turn(_rgb(frame, reformatter))))
             if wanted is not None and index >= wanted[-1] and moved.picture != "B":
                 break
     if wanted is not None and len(frames) < len(wanted):
@@ -322,12 +324,16 @@ def _oriented(
 
 
 def _upright(uri: str, decoded: Iterator[tuple[int, VideoFrame]]) -> Iterator[tuple[int, Frame]]:
+    reformatter = VideoReformatter()
     for index, frame, orientation in _oriented(uri, decoded):
-        yield index, orientation.turn(_rgb(frame))
+        yield index, orientation.turn(_rgb(frame, reformatter))
 
 
-def _rgb(frame: VideoFrame) -> Frame:
-    return np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+def _rgb(frame: VideoFrame, reformatter: VideoReformatter) -> Frame:
+    """The frame's colours. One reformatter serves all frames of a file: making one costs more than
+    its work on a frame does, and threads cost more than they gain."""
+    rgb = reformatter.reformat(frame, format="rgb24", threads=1)
+    return np.asarray(rgb.to_ndarray(), dtype=np.uint8)
 
 
 def _frame_vectors(index: int, frame: VideoFrame, orientation: Orientation) -> FrameVectors:
