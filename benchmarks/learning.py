@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from kinema import storage
 from kinema.config import fingerprint, load
 from kinema.experiment import Experiment
 from kinema.motion.parts import row_digest
@@ -94,10 +95,12 @@ def experiment(root: str, name: str) -> Experiment:
 
 
 def extract(chosen: Experiment) -> None:
-    """Make the clips and find their motion."""
+    """Make the clips and find their motion, where that is still to be done."""
     assert chosen.motion is not None
     manifest = Manifest.read(prepare_manifest(chosen))
     store = MotionStore(chosen.root, chosen.motion, manifest.digest)
+    if storage.exists(store.index_uri):
+        return
     rows = [extract_one(entry, chosen.motion) for entry in manifest.rows()]
     store.write_part(rows, manifest.digest)
     store.write_index({row.id: row_digest(row.video_digest, chosen.motion) for row in rows})
