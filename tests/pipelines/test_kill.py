@@ -113,7 +113,9 @@ def interrupt(command: list[str], environment: dict[str, str]) -> None:
     ) as job:
         try:
             assert job.stdout is not None
-            assert any("  started   " in line for line in job.stdout)
+            assert job.stderr is not None
+            started = any("  started   " in line for line in job.stdout)
+            assert started, job.stderr.read()
             job.send_signal(signal.SIGINT)
             _, errors = job.communicate(timeout=120)
         finally:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -107,6 +108,9 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
     Workers inherit what they need (`_variables`) from the cluster's processes: with a runtime
     environment Ray would start the interpreter twice for each of them.
 
+    Ray's node dies when one of its own processes takes more than 15 s to start, as it may on a busy
+    machine (ray issue 65983). A second start finds in memory what the first one loaded.
+
     Args:
         num_cpus: cores of the cluster; all by default.
         options: further arguments of `ray.init`.
@@ -114,6 +118,26 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
     Raises:
         ClusterError: its processes did not come up.
     """
+    for last in (False, True):
+        try:
+            _start_local(num_cpus, options)
+        except Exception as error:
+            if type(error) not in _START_ERRORS:
+                raise
+            if last:
+                raise ClusterError(
+                    f"a local Ray did not start: {error}\nA machine that is very busy, or short of"
+                    " memory or of space in /tmp, is the usual cause; free it and try again. Ray's"
+                    " own words are in /tmp/ray/session_latest/logs."
+                ) from error
+            why = str(error).partition("\n")[0]
+            print(f"a local Ray did not start, once more: {why}", file=sys.stderr, flush=True)
+            ray.shutdown()
+        else:
+            return
+
+
+def _start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
     (port,) = free_ports(1)
     switch = {
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
@@ -137,14 +161,6 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
         )
         if not had_token and token.exists():
             token.chmod(0o600)  # Ray has just made it, readable by everyone on the machine
-    except Exception as error:
-        if type(error) not in _START_ERRORS:
-            raise
-        raise ClusterError(
-            f"a local Ray did not start: {error}\nA machine that is very busy, or short of memory "
-            "or of space in /tmp, is the usual cause; free it and try again. Ray's own words are "
-            "in /tmp/ray/session_latest/logs."
-        ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before[0]
         for name, value in before[1].items():
