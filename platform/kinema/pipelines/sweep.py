@@ -64,7 +64,7 @@ def check_sweep(experiment: SweepExperiment, given: Sequence[str]) -> None:
 
     Args:
         experiment: as read.
-        given: keys that the command line sets.
+        given: the `given_keys` of the command line.
 
     Raises:
         ConfigError: as `plan`, or an axis or every variant overrules what was given.
