@@ -32,9 +32,9 @@ def work(run: RemoteTracker, steps: range) -> float:
 
 
 def logged(root: Path, run: RemoteTracker, count: int) -> list[int]:
-    """Steps of the metric once there are `count` of them, or what there is after 30 s."""
+    """Steps of the metric once there are `count` of them, or what there is after a minute."""
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         steps = [point.step for point in client.get_metric_history(run.run_id, "loss")]
         if len(steps) >= count or time.monotonic() > deadline:

@@ -22,7 +22,7 @@ from kinema.tracking_server import tracking_uri_for
 _log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 120.0
-RETRIES = 3
+RETRIES = -1  # with an end, points are lost while a busy machine restarts the actor
 
 
 class TrackerActor:
