@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-NUM_CPUS = 3
+NUM_CPUS = 2
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A local cluster of 3 (declared) CPUs with token authentication and a folder of its own.
+    """A local cluster of 2 (declared) CPUs with token authentication and a folder of its own.
 
     The dashboard stays on: without it Tune's stopped trials keep their resources.
     """

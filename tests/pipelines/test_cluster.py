@@ -89,8 +89,8 @@ def test_worker_that_asks_for_no_gpu_sees_none() -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_figure_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert max_concurrent_trials([{"CPU": 1}], DRIVER, 4) == 2
-    assert "2 of 4 trials at a time: each takes CPU 1.01" in capsys.readouterr().out
+    assert max_concurrent_trials([{"CPU": 0.5}], DRIVER, 4) == 3
+    assert "3 of 4 trials at a time: each takes CPU 0.51" in capsys.readouterr().out
     with pytest.raises(ClusterError, match=r"can never start: each takes CPU 4\.01"):
         max_concurrent_trials([{"CPU": 1}] * 4, DRIVER, 4)
 
