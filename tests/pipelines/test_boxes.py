@@ -32,6 +32,7 @@ DEMO = Path(__file__).resolve().parents[2] / "experiments/demo"
 SMALL = [
     "data.synthetic={num_train: 16, num_validation: 0, num_test: 8, size: 64}",
     "motion.flow={name: dis}",
+    "extraction.num_cpus=1",  # to start a second actor takes longer than so few videos
 ]
 
 

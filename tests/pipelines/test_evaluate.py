@@ -90,18 +90,6 @@ def alone(clips: str, classifier: str, cluster: None, tmp_path_factory: Any) -> 
 
 
 @pytest.mark.ray
-def test_the_number_of_workers_changes_nothing(
-    clips: str, classifier: str, alone: Judged, tmp_path: Path
-) -> None:
-    tested = run(clips, classifier, tmp_path, "reading.num_cpus=2")
-    check_same(tested, alone)
-    assert tested.evaluation.comparable
-    assert tested.result["metrics"]["test/coverage"] == 1.0
-    for name in ("predictions.parquet", "result.json", "classes.csv", "confusion.png"):
-        assert storage.exists(storage.join(tested.folder, name))
-
-
-@pytest.mark.ray
 def test_what_a_given_classifier_was_trained_with_is_not_claimed(
     classifier: str, alone: Judged
 ) -> None:
@@ -126,7 +114,7 @@ def test_asking_again_reads_what_is_there(
 
 
 @pytest.mark.ray
-def test_a_killed_worker_costs_nothing(
+def test_two_workers_of_which_one_is_killed_change_nothing(
     clips: str, classifier: str, alone: Judged, tmp_path: Path
 ) -> None:
     """SIGKILL to an actor once the first part is written."""
@@ -156,6 +144,10 @@ def test_a_killed_worker_costs_nothing(
     watcher.join()
     assert killed, "no worker was killed: the test shows nothing"
     check_same(tested, alone)
+    assert tested.evaluation.comparable
+    assert tested.result["metrics"]["test/coverage"] == 1.0
+    for name in ("predictions.parquet", "result.json", "classes.csv", "confusion.png"):
+        assert storage.exists(storage.join(tested.folder, name))
 
 
 @pytest.mark.ray

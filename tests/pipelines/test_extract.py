@@ -70,7 +70,7 @@ def test_only_what_is_new_or_changed_is_extracted(
     assert stored_ids(store) == Counter(path.stem for path in paths)
     assert not (store.open(["v3"]).boxes("v3").boxes == boxes).all()
 
-    other = extract(manifest, CONFIG.model_copy(update={"std_factor": 2.0}), root, num_cpus=2)
+    other = extract(manifest, CONFIG.model_copy(update={"std_factor": 2.0}), root, num_cpus=1)
     assert other.uri != store.uri
     assert stored_ids(other) == stored_ids(store)
 
@@ -95,7 +95,7 @@ def test_failures_are_listed_after_the_rest_is_stored(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "manifest.parquet", [*good, *bad])
     root = str(tmp_path / "root")
     with pytest.raises(KinemaError, match=r"5 of 8 videos failed.*max_failure_ratio 0.5"):
-        extract(manifest, CONFIG, root, num_cpus=2, max_failure_ratio=0.5)
+        extract(manifest, CONFIG, root, num_cpus=1, max_failure_ratio=0.5)
     store = MotionStore(root, CONFIG, Manifest.read(manifest).digest)
     assert stored_ids(store) == Counter(path.stem for path in good)
     listed = failures(store)
@@ -104,7 +104,7 @@ def test_failures_are_listed_after_the_rest_is_stored(tmp_path: Path) -> None:
 
     write_video(tmp_path / "absent.mp4")  # repaired: only failed ones are tried again
     before = part_files(store)
-    extract(manifest, CONFIG, root, num_cpus=2, max_failure_ratio=0.5)
+    extract(manifest, CONFIG, root, num_cpus=1, max_failure_ratio=0.5)
     assert failures(store).keys() == {path.stem for path in bad[:-1]}
     assert stored_ids(store) == Counter([*(path.stem for path in good), "absent"])
     assert {part: state for part, state in part_files(store).items() if part in before} == before

@@ -23,6 +23,7 @@ pytestmark = [
 SECTION = re.compile(r"## From a folder of clips to a sweep\n.*?```bash\n(.*?)```", re.DOTALL)
 SMALLER = {
     "draw_clips.py": ["num_clips=1"],
+    "evaluate.py": ["reading.num_cpus=1"],
     "sweep_mask_ratio.py": ["sweep.axes={mask.inside_ratio: [0.5]}", "sweep.controls={}"],
 }
 """What makes the commands short: fewer trials and fewer epochs, everything else is as written."""

@@ -65,7 +65,9 @@ def test_a_data_set_is_re_encoded_once_and_what_changed_again(tmp_path: Path) ->
     )
     storage.write_table(uri, with_classes(storage.read_table(uri), ["right", "never seen"]))
     out = tmp_path / "out"
-    config = ReencodeConfig(data={"manifest": uri}, output=str(out), encode={"short_side": 64})
+    config = ReencodeConfig(
+        data={"manifest": uri}, output=str(out), encode={"short_side": 64}, num_cpus=1
+    )
     made = Manifest.read(reencode_videos(config))
     assert [row["path"] for row in made.table.to_pylist()] == [
         str(out / "videos" / name) for name in ("x/a.mp4", "x/b.avi.mp4", "c.mp4")
@@ -105,7 +107,7 @@ def test_videos_that_fail_are_listed_and_the_others_done(tmp_path: Path) -> None
     short = write_video(tmp_path / "short.mp4", num_frames=5)
     uri = write_manifest(tmp_path / "all.parquet", [good, bad, short])
     out = tmp_path / "out"
-    config = ReencodeConfig(data={"manifest": uri}, output=str(out))
+    config = ReencodeConfig(data={"manifest": uri}, output=str(out), num_cpus=1)
     with pytest.raises(KinemaError, match="2 of 3 videos failed"):
         reencode_videos(config)
     why = {row["id"]: row["why"]
@@ -142,7 +144,8 @@ def test_report_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     names = ("id", "frame", "left", "top", "right", "bottom")
     table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
     storage.write_table(boxes, table)
-    settings = {"data": {"manifest": uri}, "boxes": boxes, "output": str(tmp_path / "out")}
+    out = str(tmp_path / "out")
+    settings = {"data": {"manifest": uri}, "boxes": boxes, "output": out, "num_cpus": 1}
     found = report_videos(ReportConfig(**settings))
     assert found == json.loads((tmp_path / "out/report.json").read_text())
     h264 = found["codecs"]["h264"]
