@@ -143,5 +143,5 @@ def test_boxes_by_dis_on_annotated_videos(something_else, davis) -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_default_boxes_on_annotated_videos(something_else, davis) -> None:
-    check(compare([video.found(MotionConfig(), 8) for video in something_else]), 0.36)
-    check(compare([video.found(MotionConfig(), 8) for video in davis]), 0.42)
+    check(compare([video.found(MotionConfig(), 4) for video in something_else]), 0.36)
+    check(compare([video.found(MotionConfig(), 4) for video in davis]), 0.42)
