@@ -21,7 +21,8 @@ from kinema.tracking_server import tracking_uri_for
 
 _log = logging.getLogger(__name__)
 
-CALL_TIMEOUT_S = 120.0
+CALL_TIMEOUT_S = 300.0
+"""A new database on a busy disk has been seen to take two minutes."""
 RETRIES = -1  # with an end, points are lost while a busy machine restarts the actor
 
 
