@@ -22,8 +22,8 @@ from kinema.tracking_server import tracking_uri_for
 _log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 300.0
-"""A new database on a busy disk has been seen to take two minutes."""
-RETRIES = -1  # with an end, points are lost while a busy machine restarts the actor
+"""On a busy machine a tracker that was making its database took longer than 120 s, once."""
+RETRIES = -1  # with an end, points could be lost while a busy machine restarts the actor
 
 
 class TrackerActor:
