@@ -32,6 +32,13 @@ from kinema.pipelines.ports import free_ports
 TRIAL_DRIVER = "trial_driver"
 """Resource that the processes which drive trials take, so that they take no share of a CPU."""
 NODE_TYPES_VARIABLE = "KINEMA_NODE_TYPES"
+ON_THIS_MACHINE = {
+    # Despite its name, off means on any system: listen on 127.0.0.1 and nowhere else.
+    ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+    # Nobody takes this machine back, and a process per training that waits for that costs 2 s.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""What the processes of a cluster need that is this machine and nothing else."""
 
 _REACH_TIMEOUT_S = 5.0
 _START_ERRORS = (Exception, RuntimeError, TimeoutError)
@@ -140,10 +147,8 @@ def start_local(num_cpus: int | None = None, **options: Any) -> None:
 def _start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
     (port,) = free_ports(1)
     switch = {
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        **ON_THIS_MACHINE,
         ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port),
-        # Nobody takes this machine back, and a process per training that waits for that costs 2 s.
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         **_variables(f"127.0.0.1:{port}", _PACKAGES),
     }
     token = Path.home() / ".ray" / "auth_token"

@@ -19,7 +19,7 @@ from pathlib import Path
 from ray.job_submission import JobSubmissionClient
 
 from kinema.errors import ClusterError
-from kinema.pipelines.cluster import TRIAL_DRIVER
+from kinema.pipelines.cluster import ON_THIS_MACHINE, TRIAL_DRIVER
 from kinema.pipelines.ports import free_ports
 
 START_TIMEOUT_S = 40.0
@@ -65,13 +65,12 @@ def _start(folder: Path, num_cpus: int | None, working_dir: Path) -> LocalCluste
     bin_folder = str(Path(sys.executable).parent)
     environment = {
         **os.environ,
+        **ON_THIS_MACHINE,
         "PATH": os.pathsep.join([bin_folder, os.environ["PATH"]]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        # Despite its name, off means on any system: listen on 127.0.0.1 and nowhere else.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Its actors would keep the head from ending for as long as it may wait: nobody needs them.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
