@@ -110,7 +110,9 @@ def test_a_shared_pretraining_that_fails_fails_those_that_need_it_alone(
     run = failing(batches, lambda item: item.name.startswith("pretrain "))
     monkeypatch.setattr(module, "run_trials", run)
     other = "sweep.controls={other: {pretrain.epochs: 1}, none: {pretrain: null}}"
-    experiment = load_sweep(tmp_path, "pretrain.epochs=2", other)
+    experiment = load_sweep(
+        tmp_path, "pretrain.epochs=2", "pretrain.optim.warmup_epochs=0", other
+    )
     assert sweep(experiment) == 1
     (shared,), ran = batches
     assert ran == ["other", "none"]
