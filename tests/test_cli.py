@@ -29,7 +29,7 @@ class Encoder(Config):
 
 
 class Study(Config):
-    manifest: str = Field(description="Parquet manifest, path or URI")
+    table: str = Field(description="Parquet table, path or URI")
     mask: Annotated[Tube | Frame, Field(discriminator="name")] = Tube()
     encoder: Encoder = Encoder(depth=4)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -39,7 +39,7 @@ class Study(Config):
 @pytest.fixture
 def experiment(tmp_path: Path) -> str:
     path = tmp_path / "experiment.yaml"
-    path.write_text("manifest: videos.parquet\n")
+    path.write_text("table: videos.parquet\n")
     return str(path)
 
 
@@ -51,9 +51,9 @@ def test_file_and_overrides_in_any_order(
     experiment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = parse("limit=3", experiment, "encoder.depth=2")
-    assert study == Study(manifest="videos.parquet", limit=3, encoder=Encoder(depth=2))
+    assert study == Study(table="videos.parquet", limit=3, encoder=Encoder(depth=2))
     assert capsys.readouterr().out.splitlines() == [
-        "manifest: videos.parquet",
+        "table: videos.parquet",
         "mask:",
         "  name: tube",
         "  mask_ratio: 0.9",
@@ -73,18 +73,18 @@ def test_arguments_come_from_the_program_by_default(
 
 def test_the_default_experiment(experiment: str, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
-    other.write_text("manifest: other.parquet\n")
-    assert parse(default=experiment).manifest == "videos.parquet"
-    assert parse(str(other), default=experiment).manifest == "other.parquet"
+    other.write_text("table: other.parquet\n")
+    assert parse(default=experiment).table == "videos.parquet"
+    assert parse(str(other), default=experiment).table == "other.parquet"
 
 
 def test_the_default_experiment_is_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "_REPOSITORY", tmp_path)
-    (tmp_path / "in_repository.yaml").write_text("manifest: found\n")
+    (tmp_path / "in_repository.yaml").write_text("table: found\n")
     monkeypatch.chdir("/")
-    assert parse(default="in_repository.yaml").manifest == "found"
+    assert parse(default="in_repository.yaml").table == "found"
     with pytest.raises(ConfigError, match=rf"no such file: {tmp_path}/absent.yaml"):
         parse(default="absent.yaml")
 
@@ -93,11 +93,41 @@ def test_dry_run_prints_and_ends(experiment: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as ended:
         parse(experiment, "--dry-run")
     assert ended.value.code == 0
-    assert "manifest: videos.parquet\n" in capsys.readouterr().out
+    assert "table: videos.parquet\n" in capsys.readouterr().out
+
+
+class Data(Config):
+    manifest: str | None = None
+
+
+class Run(Config):
+    data: Data = Data()
+    others: dict[str, dict[str, str]] = {}
+
+
+def test_a_manifest_that_is_missing_is_told_before_the_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*argv: str) -> Run:
+        return cli.parse(Run, argv, default=None, description=None)
+
+    missing = [f"data.manifest={tmp_path}/a.parquet", "others={b: {data.manifest: b.parquet}}"]
+    with pytest.raises(ConfigError) as caught:
+        run(*missing)
+    assert caught.value.problems == (
+        f"data.manifest: {tmp_path}/a.parquet does not exist; make it with jobs/index_videos.py",
+        "others.b.data.manifest: b.parquet does not exist; make it with jobs/index_videos.py",
+    )
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit):
+        run(*missing, "--dry-run")
+    (tmp_path / "a.parquet").touch()
+    assert run(missing[0]).data.manifest == f"{tmp_path}/a.parquet"
+    assert run() == Run()
 
 
 def test_dry_run_finds_problems() -> None:
-    with pytest.raises(ConfigError, match="'manifest' is missing"):
+    with pytest.raises(ConfigError, match="'table' is missing"):
         parse("--dry-run")
 
 
@@ -120,7 +150,7 @@ def test_help_lists_every_key(option: str, capsys: pytest.CaptureFixture[str]) -
     assert "Does something." in lines
     assert "Without a file: experiments/x.yaml." in lines
     assert lines[lines.index("Keys (type = default):") + 1 :] == [
-        "  manifest: str (required)  Parquet manifest, path or URI",
+        "  table: str (required)  Parquet table, path or URI",
         "  mask: one of tube | frame, by its name = tube",
         "    mask.mask_ratio [name=tube]: float = 0.9  share of tokens that is hidden",
         "    mask.num_frames [name=frame]: int = 2",

@@ -33,6 +33,14 @@ def demo(*overrides: str) -> Experiment:
         (["motion.flow={name: raft}"], r"motion.flow.*raft.*tvl1.*dis.*farneback"),
         (["pretrain.epochs=many"], r"pretrain.epochs should be a valid integer.*many"),
         (["pretrain.epochs=0"], r"pretrain.epochs should be greater than 0"),
+        (
+            ["pretrain.epochs=1"],
+            r"pretrain.optim.warmup_epochs 2 leaves nothing of pretrain.epochs 1: lower it",
+        ),
+        (
+            ["finetune.optim.warmup_epochs=4"],
+            r"finetune.optim.warmup_epochs 4 leaves nothing of finetune.epochs 4: .*train longer",
+        ),
         (["mask.mask_ratio=1.5"], r"mask.mask_ratio should be less than or equal to 1"),
         (["mask.mask_ratio=-0.1"], r"mask.mask_ratio should be greater than or equal to 0"),
         (

@@ -11,7 +11,8 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
-from kinema.config import given_keys, load, to_yaml
+from kinema import storage
+from kinema.config import flatten, given_keys, load, to_yaml
 from kinema.errors import ConfigError, KinemaError
 from kinema.schema import Key, Place, list_keys
 
@@ -46,7 +47,8 @@ def parse(
             raises ConfigError for what the settings alone do not show.
 
     Raises:
-        ConfigError: the arguments or the settings are wrong.
+        ConfigError: the arguments or the settings are wrong, or a manifest that they name does not
+            exist; a dry run looks for none.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
@@ -56,10 +58,28 @@ def parse(
     config = load(spec, file, overrides, _in_repository(default))
     if check is not None:
         check(config, given_keys(spec, overrides))
-    _show(to_yaml(config))
     if "--dry-run" in arguments:
+        _show(to_yaml(config))
         raise SystemExit(0)
+    _require_manifests(config)
+    _show(to_yaml(config))
     return config
+
+
+def _require_manifests(config: BaseModel) -> None:
+    """What every job reads first, before its settings fill the screen."""
+    named = {
+        key: str(value)
+        for key, value in flatten(config).items()
+        if key.rpartition(".")[2] == "manifest" and value is not None
+    }
+    problems = [
+        f"{key}: {uri} does not exist; make it with jobs/index_videos.py"
+        for key, uri in named.items()
+        if not storage.exists(storage.absolute(uri))
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

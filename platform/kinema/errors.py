@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kinema.wording import counted
+
 
 class KinemaError(Exception):
     """Base of all errors caused by input, settings or surroundings rather than by a bug."""
@@ -18,9 +20,8 @@ class ConfigError(KinemaError):
 
     def __init__(self, problems: Sequence[str], source: str = "configuration") -> None:
         self.problems = tuple(problems)
-        count = len(self.problems)
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        super().__init__(f"{source}: {count} problem{'s' if count != 1 else ''}\n{lines}")
+        super().__init__(f"{source}: {counted(len(self.problems), 'problem')}\n{lines}")
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...]]]:
         return type(self), (self.problems,)

@@ -141,6 +141,7 @@ class Experiment(Config):
     def _fits_together(self) -> Experiment:
         problems = []
         problems += self._missing_motion()
+        problems += self._all_warmup()
         dropping = self.finetune is not None and self.finetune.keep_tokens < 1
         if dropping and self.model.attention != "joint":
             problems.append(
@@ -182,6 +183,16 @@ class Experiment(Config):
                 " use a mask that does not, such as tube"
             )
         return problems
+
+    def _all_warmup(self) -> list[str]:
+        """Stages whose learning rate would still rise when they end."""
+        stages = {"pretrain": self.pretrain, "finetune": self.finetune}
+        return [
+            f"{name}.optim.warmup_epochs {stage.optim.warmup_epochs:g} leaves nothing of"
+            f" {name}.epochs {stage.epochs}: lower it (0 = no warm-up), or train longer"
+            for name, stage in stages.items()
+            if stage is not None and stage.optim.warmup_epochs >= stage.epochs
+        ]
 
     @property
     def root(self) -> str:

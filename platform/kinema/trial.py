@@ -26,6 +26,7 @@ from kinema.training.order import too_few_clips
 from kinema.training.pretrain import ENCODER_FILE, SUMMARY_FILE, PretrainTask, keep_clips, pretrain
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import Sampling
+from kinema.wording import counted
 
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.parquet"
@@ -65,7 +66,12 @@ def split(experiment: Experiment, manifest: Manifest) -> Splits:
     if not tested and experiment.finetune is None:
         return Splits(train, train, [], [], "none")
     if not tested:
-        raise ConfigError(["the manifest has neither a 'validation' nor a 'test' split"])
+        raise ConfigError(
+            [
+                "the manifest has neither a 'validation' nor a 'test' split: index the videos again"
+                " with test_share=0.2, or with a list or folder for one of the two"
+            ]
+        )
     if experiment.data.selection == "official":
         return Splits(train, train, tested, tested, tested_on)
     if experiment.finetune is None:  # no epoch is chosen
@@ -242,7 +248,8 @@ def _missing_labels(splits: Splits) -> list[str]:
     uses = {"trained": splits.train, "chosen": splits.validation, "tested": splits.test}
     lost = {use: [e.id for e in entries if e.label is None] for use, entries in uses.items()}
     return [
-        f"{len(ids)} clips on which the model would be {use} have no label, such as {ids[0]};"
+        f"{counted(len(ids), 'clip')} without a label, on which the model would be {use}, such as"
+        f" {ids[0]};"
         " leave them out of the manifest"
         for use, ids in lost.items()
         if ids
@@ -271,7 +278,8 @@ def _left_out(splits: Splits, failed: Mapping[str, VideoError]) -> dict[str, str
     if lost and world()[0] == 0:
         first = next(iter(lost.values()))
         print(
-            f"{len(lost)} training and validation videos without motion are left out, first {first}"
+            f"{counted(len(lost), 'training or validation video')} without motion left out,"
+            f" first {first}"
         )
     return lost
 

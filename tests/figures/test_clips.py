@@ -61,6 +61,9 @@ def test_rows_are_frame_and_box_motion_visible_and_target() -> None:
 def test_a_target_without_pixels_is_drawn_by_its_strength() -> None:
     given = sample()
     figure = clip_figure(given, ClipMotion(), HOGTarget(), VIT)
+    assert [axis.get_ylabel() for axis in figure.axes[::2]] == [
+        "frame", "motion: none read", "visible", "target: hog",
+    ]  # fmt: skip
     for slot in range(2):
         strength = pixels(figure.axes[6 + slot])
         np.testing.assert_array_equal(np.isnan(strength), ~given.mask.reshape(2, 4, 4)[slot])
@@ -75,6 +78,7 @@ def test_flow_is_drawn_where_the_mask_saw_no_field() -> None:
 
     figure = clip_figure(sample(), ClipMotion(), PixelTarget(), VIT, estimator)
     assert len(calls) == 2
+    assert [figure.axes[index].get_ylabel() for index in (0, 2)] == ["frame", "motion"]
     assert pixels(figure.axes[2])[0, 0] == pytest.approx(np.hypot(3, 3))
     assert not [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
 

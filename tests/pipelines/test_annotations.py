@@ -60,7 +60,7 @@ def test_boxes_get_the_ids_of_the_manifest(
     assert found["a/1"].tolist() == [[frame, 10, 20, 30, 40] for frame in range(8)]
     printed = capsys.readouterr().out
     assert "16 boxes of 2 videos, 66.7% of the manifest's" in printed
-    assert "1 annotated videos not listed" in printed
+    assert "1 annotated video not listed" in printed
 
 
 def test_without_manifest_the_names_are_the_annotations(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_text_without_classes_and_with_too_many() -> None:
     }
     text = text_of(found, [])
     assert "1 of 2 videos annotated, 3 frames; nothing found in 25.0%" in text
-    assert "1 videos failed" in text
+    assert "1 video failed" in text
     assert "boxes of other videos" in text
     row = {"videos": 1, "motion_low": 0, "motion_high": 1} | dict.fromkeys(
         [*names, "shuffled"], 0.5

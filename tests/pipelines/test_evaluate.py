@@ -169,6 +169,7 @@ def test_a_damaged_video_is_named_and_the_number_not_comparable(
     assert tested.evaluation.failures.keys() == {damaged}
     text = text_of(tested)
     assert text.startswith(f"NOT COMPARABLE: 1 video could not be read\n  - {damaged}: ")
+    assert f"\nconfusion   {tested.folder}/confusion.png\n" in text
     for id, row in rows(tested).items():
         np.testing.assert_array_equal(row["view_logits"], rows(alone)[id]["view_logits"])
 

@@ -110,7 +110,7 @@ def test_a_shared_pretraining_that_fails_fails_those_that_need_it_alone(
     run = failing(batches, lambda item: item.name.startswith("pretrain "))
     monkeypatch.setattr(module, "run_trials", run)
     other = "sweep.controls={other: {pretrain.epochs: 1}, none: {pretrain: null}}"
-    experiment = load_sweep(tmp_path, "pretrain.epochs=2", other)
+    experiment = load_sweep(tmp_path, "pretrain.epochs=2", "pretrain.optim.warmup_epochs=0", other)
     assert sweep(experiment) == 1
     (shared,), ran = batches
     assert ran == ["other", "none"]
@@ -288,9 +288,23 @@ def test_a_run_says_which_videos_its_test_lacks(
     )
     assert single_module.run_experiment(load_sweep(tmp_path).base(), "mofo") == (0 if read else 1)
     printed = capsys.readouterr().out
-    assert "left out    1 training and validation videos" in printed
+    assert "left out    1 training or validation video," in printed
     assert ("NOT COMPARABLE: 7 videos could not be read\n  - v0: v0.mp4" in printed) is not read
     assert ("  and 2 more\n" in printed) is not read
+
+
+def test_a_run_that_is_done_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load_sweep(tmp_path).base().resolved()
+    folder = trial.run_uri(experiment, DIGEST)
+    prepared = SimpleNamespace(manifest=SimpleNamespace(digest=DIGEST))
+    tracker = SimpleNamespace(is_finished=lambda key: True)
+    monkeypatch.setattr(single_module, "prepare", lambda *arguments: prepared)
+    monkeypatch.setattr(single_module, "start_tracker", lambda *arguments: tracker)
+    storage.write_json(storage.join(folder, trial.RESULT_FILE), RESULT)
+    assert single_module.complete(experiment, "mofo") == (RESULT, folder)
+    assert capsys.readouterr().out == "mofo: found done, not repeated\n"
 
 
 def test_a_source_without_videos_ends_no_other(tmp_path: Path) -> None:

@@ -27,7 +27,12 @@ SMALLER = {
     "sweep_mask_ratio.py": ["sweep.axes={mask.inside_ratio: [0.5]}", "sweep.controls={}"],
 }
 """What makes the commands short: fewer trials and fewer epochs, everything else is as written."""
-TRAINING = ["pretrain.epochs=1", "finetune.epochs=1", "finetune.optim.warmup_epochs=0"]
+TRAINING = [
+    "pretrain.epochs=1",
+    "pretrain.optim.warmup_epochs=0",
+    "finetune.epochs=1",
+    "finetune.optim.warmup_epochs=0",
+]
 
 
 def commands() -> list[list[str]]:

@@ -96,6 +96,7 @@ def test_classes_without_videos_are_told_by_split() -> None:
         *((name, "train") for name in ("jump", "swim", "dive")),
         *((name, "test") for name in ("run", "jump", "dive")),
     ]
+    assert found[-1].detail == "class 3 has no videos in test"
     assert [(check.id, check.split) for check in doubtful(rows)] == [
         *((name, "train") for name in ("1", "2")),
         *((name, "test") for name in ("0", "1")),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from kinema.figures.table import TextTable
 from kinema.geometry import Transform
 from kinema.motion.agreement import VideoBoxes, contact_sheet
+from kinema.wording import counted
 
 SCORES = {
     "motion": "motion boxes",
@@ -38,9 +39,10 @@ def text_of(found: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> s
     ]
     overall = TextTable(["against annotated boxes", "mean IoU", "95 %"], rows, [False, True, True])
     lines = [
-        f"{found['videos']} of {found['listed']} videos annotated, {found['frames']} frames;"
+        f"{found['videos']} of {counted(found['listed'], 'video')} annotated,"
+        f" {counted(found['frames'], 'frame')};"
         f" nothing found in {found['without_box']:.1%} of frames"
-        + (f"; {len(found['failed'])} videos failed" if found["failed"] else ""),
+        + (f"; {counted(len(found['failed']), 'video')} failed" if found["failed"] else ""),
         overall.text(),
     ]
     if len(classes) > 1:

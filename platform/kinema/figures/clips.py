@@ -35,6 +35,8 @@ def clip_figure(
 ) -> Figure:
     """One column per slot, four rows: frame and box, motion, visible tokens, target.
 
+    A row without a box, or without motion, says so: the mask may read none.
+
     Args:
         sample: with a mask, and what the target asked for.
         seen: the motion that the mask saw.
@@ -52,7 +54,13 @@ def clip_figure(
     predicted = _predicted(sample, target, vit)
     figure = Figure((TILE * grid.slots + 1.0, 4 * TILE + 0.5), layout="compressed")
     axes: Any = figure.subplots(4, grid.slots, squeeze=False)
-    titles = ("frame, box", "motion", "visible", f"target: {target.name}")  # type: ignore[attr-defined]
+    moving = seen.field is not None or estimator is not None
+    titles = (
+        "frame" if seen.boxes is None else "frame, box",
+        "motion" if moving else "motion: none read",
+        "visible",
+        f"target: {target.name}",  # type: ignore[attr-defined]
+    )
     for row, title in enumerate(titles):
         axes[row, 0].set_ylabel(title, fontsize=8)
     size = vit.image_size

@@ -24,6 +24,7 @@ from kinema.motion.box_formats import (
 )
 from kinema.video.images import CODEC as IMAGES
 from kinema.video.manifest import Entry, Manifest
+from kinema.wording import counted
 
 OUTSIDE_ALLOWED = 0.01
 """Share of boxes that may reach past their frames before the size is taken to be wrong."""
@@ -77,9 +78,10 @@ def index_boxes(config: IndexBoxesConfig) -> int:
     storage.write_row_groups(config.output, _tables(config, videos, tally))
     covered = "" if videos is None else f", {tally.share(videos):.1%} of the manifest's"
     print(
-        f"{config.output}: {tally.boxes} boxes of {len(tally.ids)} videos{covered};"
-        f" {tally.dropped} boxes without area left out,"
-        f" {tally.unlisted} annotated videos not listed"
+        f"{config.output}: {counted(tally.boxes, 'box', 'boxes')} of"
+        f" {counted(len(tally.ids), 'video')}{covered};"
+        f" {counted(tally.dropped, 'box', 'boxes')} without area left out,"
+        f" {counted(tally.unlisted, 'annotated video')} not listed"
     )
     return 0
 

@@ -32,6 +32,7 @@ from kinema.training.data import ClipSource
 from kinema.training.frames import FrameCache
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import Sampling
+from kinema.wording import counted
 
 CONTROL_VERSION = 1
 """Part of every result's name; raise it when what is computed changes."""
@@ -120,7 +121,8 @@ def _source(
     motion = trial.open_motion(experiment, entries, manifest_digest)
     assert motion is not None
     if motion.failed:
-        print(f"{len(motion.failed)} videos without motion are left out")
+        count = len(motion.failed)
+        print(counted(count, "video without motion is", "videos without motion are"), "left out")
     kept = [entry for entry in entries if entry.id not in motion.failed]
     cache = FrameCache(0)
     return ClipSource(
@@ -186,8 +188,8 @@ def text_of(found: dict[str, Any]) -> str:
     tested = (
         f"each of {found['num_groups']} groups by the others"
         if found["protocol"] == "leave_one_group_out"
-        else f"split {found['tested_on']}, trained on {found['num_trained']} videos"
+        else f"split {found['tested_on']}, trained on {counted(found['num_trained'], 'video')}"
     )
     classifier = found["control"]["classifier"]["name"]
-    lines = [f"{classifier} classifier, {found['num_tested']} videos: {tested}"]
+    lines = [f"{classifier} classifier, {counted(found['num_tested'], 'video')}: {tested}"]
     return "\n".join([*lines, TextTable(["", "top-1", "95 %"], rows, [False, True, True]).text()])

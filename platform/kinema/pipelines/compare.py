@@ -24,6 +24,7 @@ from kinema.geometry import Transform
 from kinema.pipelines.predictions import Predictions, find_predictions
 from kinema.video.decode import read_frames
 from kinema.video.manifest import Entry, Manifest
+from kinema.wording import counted
 
 DPI = 110
 THUMBNAIL_HEIGHT = 96
@@ -164,8 +165,8 @@ def text_of(found: Comparison, names: Sequence[str]) -> str:
     ]
     lines = [TextTable(["", "top-1 %", "95 % interval"], rows, [False, True, True]).text()]
     lines += [
-        f"{len(found.videos)} videos: both right {counts['both']}, only A {counts['only_a']},"
-        f" only B {counts['only_b']}, neither {counts['neither']}",
+        f"{counted(len(found.videos), 'video')}: both right {counts['both']},"
+        f" only A {counts['only_a']}, only B {counts['only_b']}, neither {counts['neither']}",
         f"McNemar's exact test: p = {found.p_value:.3g}",
     ]
     if found.only_in_a or found.only_in_b:

@@ -175,4 +175,9 @@ def tested_split(manifest: Manifest) -> tuple[str, list[Entry]]:
         entries = [e for e in manifest.select(split).rows() if e.label is not None]
         if entries:
             return split, entries
-    raise ConfigError(["the manifest has no labelled video in split 'test' or 'validation'"])
+    raise ConfigError(
+        [
+            "the manifest has no labelled video in split 'test' or 'validation': index the videos"
+            " again with test_share=0.2, or with a list or folder for one of the two"
+        ]
+    )

@@ -34,7 +34,9 @@ from kinema.pipelines.tracker import start_tracker
 from kinema.training.finetune import BEST_FILE
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import Sampling
+from kinema.wording import counted
 
+CONFUSION_FILE = "confusion.png"
 DPI = 150
 
 
@@ -157,9 +159,10 @@ def logits_config(experiment: Experiment, checkpoint: str, num_classes: int) -> 
 def text_of(tested: Judged) -> str:
     """What a reader should know, coverage first where it is not complete."""
     evaluation, result = tested.evaluation, tested.result
+    videos = counted(result["num_tested"], "video")
     lines = [
         *unread_lines(result),
-        f"top-1       {_percent(result, 'test/top1')} on {result['num_tested']} videos of split"
+        f"top-1       {_percent(result, 'test/top1')} on {videos} of split"
         f" {result['tested_on']}; chance {result['chance']:.1%}",
         f"top-5       {result['metrics']['test/top5']:.1%}",
         f"mean class  {result['metrics']['test/mean_class']:.1%}",
@@ -170,7 +173,11 @@ def text_of(tested: Judged) -> str:
         for name in ("verb", "noun")
         if f"test/{name}" in result["metrics"]
     ]
-    return "\n".join([*lines, f"everything  {tested.folder}"])
+    lines += [
+        f"confusion   {storage.join(tested.folder, CONFUSION_FILE)}",
+        f"everything  {tested.folder}",
+    ]
+    return "\n".join(lines)
 
 
 def _percent(result: dict[str, Any], name: str) -> str:
@@ -209,11 +216,13 @@ def _keep(evaluation: Evaluation, result: dict[str, Any], manifest: Manifest, fo
     content = io.BytesIO()
     pa.csv.write_csv(confusion_table(matrix, names), content)
     storage.write_bytes(storage.join(folder, "classes.csv"), content.getvalue())
-    title = f"top-1 {result['metrics']['test/top1']:.1%} of {result['num_tested']} videos"
+    title = (
+        f"top-1 {result['metrics']['test/top1']:.1%} of {counted(result['num_tested'], 'video')}"
+    )
     title += "" if evaluation.comparable else ", not comparable"
     picture = io.BytesIO()
     confusion_figure(matrix, names, title).savefig(picture, dpi=DPI, format="png")
-    storage.write_bytes(storage.join(folder, "confusion.png"), picture.getvalue())
+    storage.write_bytes(storage.join(folder, CONFUSION_FILE), picture.getvalue())
     storage.write_json(storage.join(folder, trial.RESULT_FILE), result)
 
 
@@ -262,6 +271,6 @@ def _track(
         settings = _test_settings(experiment)
         run = begin(tracker, plain, key, f"test {folder_name}", prepared, settings=settings)
     run.summary(result["metrics"])
-    for name in ("predictions.parquet", "result.json", "classes.csv", "confusion.png"):
+    for name in ("predictions.parquet", "result.json", "classes.csv", CONFUSION_FILE):
         run.content(storage.read_bytes(storage.join(folder, name)), f"test/{name}")
     run.finish("FINISHED")

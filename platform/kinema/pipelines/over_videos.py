@@ -24,6 +24,7 @@ from kinema.pipelines.cluster import live_nodes, nodes
 from kinema.pipelines.isolation import Isolated, Packed
 from kinema.pipelines.progress import Progress
 from kinema.video.manifest import Entry
+from kinema.wording import counted
 
 Result = TypeVar("Result")
 
@@ -132,8 +133,8 @@ def run_over(
     """
     num_actors = _num_actors(len(todo), num_cpus, num_gpus)
     print(
-        f"{name}: {total} videos, {total - len(todo)} done before, {len(todo)} to do"
-        + (f" on {num_actors} core{'s' if num_actors != 1 else ''}" if todo else ""),
+        f"{name}: {counted(total, 'video')}, {total - len(todo)} done before, {len(todo)} to do"
+        + (f" on {counted(num_actors, 'core')}" if todo else ""),
         flush=True,
     )
     failures: list[Failure] = []
@@ -239,7 +240,7 @@ def judge(
     some = "\n".join(f"  - {path}: {why}" for _, path, why in failures[:SHOWN_FAILURES])
     rest = len(failures) - SHOWN_FAILURES
     raise KinemaError(
-        f"{name}: {len(failures)} of {total} videos failed, more than "
+        f"{name}: {len(failures)} of {counted(total, 'video')} failed, more than "
         f"max_failure_ratio {allowed:g} allows:\n{some}"
         + (f"\n  and {rest} more" if rest > 0 else "")
         + f"\nAll are listed in {listed_in}; the others are stored. Repair them "

@@ -153,6 +153,9 @@ def probe_experiment(experiment: ProbeExperiment) -> int:
     name = f"{experiment.probe.name} probe {experiment.label}"
     note = encoder_note(experiment)
     run = begin(tracker, experiment, asked.key, name, prepared, extra=note)
+    done = asked.result()
+    if done is not None and trial.is_complete(done):
+        print(f"{name}: found done, not repeated", flush=True)
     try:
         outcome = probe(asked)
     except BaseException as error:

@@ -23,6 +23,7 @@ from kinema.pipelines.one_video import video_digest
 from kinema.pipelines.over_videos import Failure, VideoJob, digests, judge, run_over
 from kinema.video.encode import ENCODER_VERSION, EncodeConfig, reencode
 from kinema.video.manifest import FAILURE_SCHEMA, Entry, Manifest
+from kinema.wording import counted
 
 Measures = dict[str, Any]
 
@@ -69,7 +70,7 @@ def reencode_all(
     made = Manifest(_table(manifest, done, output))
     made.write(uri)
     print(_summary(list(done.values())))
-    print(f"{uri}: {len(made)} videos; digest {made.digest}")
+    print(f"{uri}: {counted(len(made), 'video')}; digest {made.digest}")
     return uri
 
 

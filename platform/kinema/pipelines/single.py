@@ -12,6 +12,7 @@ from kinema.pipelines.study import begin, close, encoder_note, give_up
 from kinema.pipelines.tracker import start_tracker
 from kinema.pipelines.train import train
 from kinema.video.sources import SPLITS
+from kinema.wording import counted
 
 SHOWN = 5
 
@@ -35,7 +36,7 @@ def run_experiment(experiment: Experiment, name: str) -> int:
     outcome, folder = complete(experiment, name)
     print(encoder_line(outcome, outcome["encoder"]))
     if count := len(outcome["left_out"]):
-        print(f"left out    {count} training and validation videos, see result.json")
+        print(f"left out    {counted(count, 'training or validation video')}, see result.json")
     if "metrics" in outcome:
         print(*unread_lines(outcome), accuracy_line(outcome, "test"), sep="\n")
     print(f"everything  {folder}")
@@ -52,8 +53,10 @@ def complete(experiment: Experiment, name: str) -> tuple[dict[str, Any], str]:
     digest = prepared.manifest.digest
     tracker, key = start_tracker(experiment.root, experiment.name), run_key(experiment, digest)
     done, folder = trial.result(experiment, digest), trial.run_uri(experiment, digest)
-    if done is not None and trial.is_complete(done) and tracker.is_finished(key):
-        return done, folder
+    if done is not None and trial.is_complete(done):
+        print(f"{name}: found done, not repeated", flush=True)
+        if tracker.is_finished(key):
+            return done, folder
     run = begin(tracker, experiment, key, name, prepared, extra=encoder_note(experiment))
     try:
         outcome = train(experiment, prepared.manifest_uri, digest, run, talks=True)
@@ -78,8 +81,7 @@ def unread_lines(outcome: Mapping[str, Any]) -> list[str]:
     mark = "" if trial.is_complete(outcome) else "NOT COMPARABLE: "
     named = [f"  - {id}: {why}" for id, why in list(failures.items())[:SHOWN]]
     rest = [f"  and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
-    videos = "video" if len(failures) == 1 else "videos"
-    return [f"{mark}{len(failures)} {videos} could not be read", *named, *rest]
+    return [f"{mark}{counted(len(failures), 'video')} could not be read", *named, *rest]
 
 
 def accuracy_line(outcome: Mapping[str, Any], prefix: str) -> str:
@@ -87,7 +89,8 @@ def accuracy_line(outcome: Mapping[str, Any], prefix: str) -> str:
     top1, low, high = (outcome["metrics"][f"{prefix}/top1{end}"] for end in ("", "_low", "_high"))
     tested = outcome["tested_on"]
     tested = f"split {tested}" if tested in SPLITS else tested
+    clips = counted(outcome["num_tested"], "clip")
     return (
-        f"top-1       {top1:.1%} [{low:.1%}, {high:.1%}] on {outcome['num_tested']} clips"
+        f"top-1       {top1:.1%} [{low:.1%}, {high:.1%}] on {clips}"
         f" ({tested}); chance {outcome['chance']:.1%}"
     )

@@ -20,6 +20,7 @@ from kinema.pipelines.prepare import Prepared
 from kinema.pipelines.tracker import RemoteTracker, StudyTracker, start_tracker
 from kinema.pipelines.tuning import Trial
 from kinema.tracking import Status
+from kinema.wording import counted
 
 
 def begin(
@@ -151,7 +152,8 @@ class Study(ABC):
             if done and not self.tracker.is_finished(self.run_key(item), self.key):
                 self.open([item])
                 self.close(item, None)
-        print(f"{len(trials) - len(unfinished)} of {len(trials)} trials are done", flush=True)
+        everything = counted(len(trials), "trial is", "trials are")
+        print(f"{len(trials) - len(unfinished)} of {everything} done", flush=True)
         return unfinished
 
     def open(self, trials: Sequence[Trial], planned: bool = False) -> dict[str, RemoteTracker]:
@@ -183,7 +185,9 @@ class Study(ABC):
         lost = len(rows) - len(done)
         self.parent.finish(
             "FAILED" if lost else "FINISHED",
-            f"{lost} of {len(rows)} trials have no comparable result" if lost else None,
+            f"{lost} of {counted(len(rows), 'trial has', 'trials have')} no comparable result"
+            if lost
+            else None,
         )
         print(f"table and figure: {self.folder}", flush=True)
 

@@ -18,6 +18,7 @@ from kinema.pipelines.reencode import reencode_all
 from kinema.pipelines.report import report
 from kinema.video.encode import ENCODER_VERSION, EncodeConfig
 from kinema.video.manifest import Manifest
+from kinema.wording import counted
 
 
 class VideosConfig(ExtractionConfig):
@@ -116,6 +117,6 @@ def text_of(found: Mapping[str, Any]) -> str:
     else:
         lines.append(
             f"saliency score (motion inside / outside of boxes): {score['value']:.2f}"
-            f" [{score['low']:.2f}, {score['high']:.2f}], {score['videos']} videos"
+            f" [{score['low']:.2f}, {score['high']:.2f}], {counted(score['videos'], 'video')}"
         )
     return "\n".join(lines)

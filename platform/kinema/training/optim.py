@@ -55,10 +55,13 @@ class Schedule:
 def schedule(
     config: OptimConfig, global_batch_size: int, steps_per_epoch: int, epochs: float
 ) -> Schedule:
-    """Schedule of a run; peak and floor both scale with the batch (VideoMAE's recipe)."""
+    """Schedule of a run; peak and floor both scale with the batch (VideoMAE's recipe).
+
+    An experiment's check keeps `config.warmup_epochs` below `epochs`.
+    """
     scale = global_batch_size / REFERENCE_BATCH_SIZE
     total = max(1, round(epochs * steps_per_epoch))
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total)
+    warmup = round(config.warmup_epochs * steps_per_epoch)
     return Schedule(config.base_lr * scale, config.min_lr * scale, warmup, total)
 
 

@@ -226,4 +226,6 @@ def _unused_classes(
     for split in SPLITS:
         for label, name in enumerate(classes if split in used else ()):
             if label not in used[split]:
-                yield Check("unused_class", name, "", split, f"class {label} has no videos")
+                yield Check(
+                    "unused_class", name, "", split, f"class {label} has no videos in {split}"
+                )

@@ -26,6 +26,7 @@ from kinema.video.manifest import Manifest
 from kinema.video.measure import measure
 from kinema.video.rows import FAILURE_SCHEMA, with_classes
 from kinema.video.sources import SPLITS, Listing, Source
+from kinema.wording import counted
 
 
 class IndexConfig(Config):
@@ -71,14 +72,13 @@ def index(config: IndexConfig) -> int:
         0, the exit status of a job.
 
     Raises:
-        KinemaError: annotations are missing or malformed, all files of a split are missing, more
+        KinemaError: annotations are missing or malformed, no video of a split can be used, more
             videos are unusable than `max_failure_ratio` allows, or splits show the same frames.
     """
     storage.check_writable(config.output, "output", "give another one", is_file=True)
     listing = config.dataset.read()
     if config.test_share:
         listing = replace(listing, sources=hold_out_test(listing.sources, config.test_share))
-    _require_ids(listing)
     _require_names(listing)
     checks = find_missing(listing.sources)
     _require_files(listing, checks)
@@ -94,6 +94,7 @@ def index(config: IndexConfig) -> int:
     checks += find_doubtful(present, table, listing.classes, config.tolerance)
     _accept_failures(config, checks, listing, "missing or unreadable")
     _report(config, checks)
+    _require_usable(config, checks, listing)
     _accept_leaks(config, checks)
     if listing.classes is not None:
         table = with_classes(table, listing.classes)
@@ -129,23 +130,14 @@ def hold_out_test(sources: Sequence[Source], share: float) -> list[Source]:
         if count == len(ranked):
             what = f"class {label}" if label is not None else "the data set"
             kind = "group" if grouped else "video"
-            raise ManifestError(f"{what} has {count} {kind}: none would be left to train on")
+            raise ManifestError(
+                f"{what} has {counted(count, kind)}: none would be left to train on"
+            )
         aside.update(ranked[:count])
     return [
         replace(source, split="test") if (source.group or source.id) in aside else source
         for source in sources
     ]
-
-
-def _require_ids(listing: Listing) -> None:
-    splits: dict[str, str] = {}
-    for source in listing.sources:
-        if source.id in splits:
-            both = ", ".join(sorted({splits[source.id], source.split}))
-            raise ManifestError(
-                f"{source.id!r} (in {both}) is listed more than once; list every video once"
-            )
-        splits[source.id] = source.split
 
 
 def _require_names(listing: Listing) -> None:
@@ -167,8 +159,22 @@ def _require_files(listing: Listing, missing: Sequence[Check]) -> None:
         if count and len(absent) == count:
             roots = ", ".join(f"{root} ({key})" for key, root in listing.roots.items())
             raise ManifestError(
-                f"none of the {count} videos of split '{split}' exists; searched under {roots},"
-                f" for example {absent[0].path}: {absent[0].detail}; say where the paths start"
+                f"split '{split}': none of its files exists ({counted(count, 'video')}); searched"
+                f" under {roots}, for example {absent[0].path}: {absent[0].detail}; say where the"
+                " paths start"
+            )
+
+
+def _require_usable(config: IndexConfig, checks: Sequence[Check], listing: Listing) -> None:
+    """A share of failures may be accepted, the loss of a whole split is not."""
+    for split in SPLITS:
+        count = sum(source.split == split for source in listing.sources)
+        lost = [check for check in checks if check.kind in UNUSABLE and check.split == split]
+        if count and len(lost) == count:
+            raise ManifestError(
+                f"split '{split}': none of its files can be used ({counted(count, 'video')});"
+                f" listed in {_beside(config, 'failures')}; the first is {lost[0].path}:"
+                f" {lost[0].detail}. Mend them, or take the split out of the data set"
             )
 
 
@@ -181,7 +187,8 @@ def _accept_failures(
         return
     _report(config, checks)
     raise ManifestError(
-        f"{count} of {total} videos are {what}; listed in {_beside(config, 'failures')};"
+        f"{count} of {counted(total, 'video is', 'videos are')} {what}; listed in"
+        f" {_beside(config, 'failures')};"
         f" the first is {unusable[0].path}: {unusable[0].detail}. Mend them, or set"
         f" max_failure_ratio={count / total + 5e-4:.3f}"
     )
@@ -192,9 +199,9 @@ def _accept_leaks(config: IndexConfig, checks: Sequence[Check]) -> None:
     if leaks and not config.allow_leaks:
         first = leaks[0]
         raise ManifestError(
-            f"{len(leaks)} videos are in two splits, listed in {_beside(config, 'checks')}; the"
-            f" first is {first.id} ({first.split}): {first.detail}. Take them out of one split, or"
-            " set allow_leaks=true"
+            f"{counted(len(leaks), 'video is', 'videos are')} in two splits, listed in"
+            f" {_beside(config, 'checks')}; the first is {first.id} ({first.split}):"
+            f" {first.detail}. Take them out of one split, or set allow_leaks=true"
         )
 
 
@@ -210,7 +217,7 @@ def _report(config: IndexConfig, checks: Sequence[Check]) -> None:
     storage.write_table(_beside(config, "checks"), as_table(checks))
     if checks:
         print(summary(checks))
-        print(f"all {len(checks)} findings: {_beside(config, 'checks')}")
+        print(f"{counted(len(checks), 'finding')}, listed in {_beside(config, 'checks')}")
 
 
 def _beside(config: IndexConfig, what: str) -> str:

@@ -40,6 +40,11 @@ def test_tables_keep_ids_groups_and_trimming(tmp_path: Path) -> None:
         ("path,split\na,train\nb\n", r"t\.csv:3: not the 2 fields"),
         ("path,split\na,b,train\n", r"t\.csv:2: not the 2 fields"),
         ('path,split\n"a,train\n', r"t\.csv:2: unexpected end"),
+        ("path,split\na,train\na,test\n", r"t\.csv:3: 'a' is listed already in .*t\.csv:2;"),
+        (
+            "path,split\na,dev\n../b,test\n",
+            r"^2 malformed lines\n.*:2: split .*\n.*:3: .* leads out",
+        ),
     ],
 )
 def test_malformed_tables_name_row_and_column(tmp_path: Path, text: str, why: str) -> None:

@@ -55,6 +55,30 @@ def test_malformed_lists_name_file_and_line(tmp_path: Path, text: str | bytes, w
     assert why in str(caught.value)
 
 
+def test_malformed_lines_are_told_at_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "l", "a 0\nb\nc x\n")
+    with pytest.raises(ManifestError) as caught:
+        from_list(file, "/d", "train")
+    assert str(caught.value).splitlines() == [
+        "2 malformed lines",
+        f"  - {file}:2: expected 'path label', got 'b'",
+        f"  - {file}:3: label 'x' is not a whole number from 0 up",
+    ]
+    with pytest.raises(ManifestError, match=r"^13 malformed lines\n") as caught:
+        from_list(write(tmp_path / "l", "a\n" * 13), "/d", "train")
+    assert len(str(caught.value).splitlines()) == 12
+    assert str(caught.value).endswith("\n  and 3 more")
+
+
+def test_a_video_of_two_lists_is_named_with_both_lines(tmp_path: Path) -> None:
+    lists = {split: write(tmp_path / split, "a 0\n") for split in ("train", "test")}
+    with pytest.raises(ManifestError) as caught:
+        Lists(lists=lists).read()
+    assert str(caught.value) == (
+        f"{lists['test']}:1: 'a' is listed already in {lists['train']}:1; list every video once"
+    )
+
+
 def test_layouts_tell_spaces_of_a_path_from_fields(tmp_path: Path) -> None:
     text = "my run 0 3.mp4 1\r\nb 0 -1\r\n"
     with pytest.raises(ManifestError, match=r":2: label '-1' is not a whole number"):

@@ -7,12 +7,15 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from kinema.errors import ManifestError
 from kinema.video.sources import read_text
 
+T = TypeVar("T")
+S = TypeVar("S")
+_MOST_SHOWN = 10
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 
@@ -29,8 +32,36 @@ class Places:
             ManifestError: it was listed before; names both places.
         """
         if name in self._first:
-            raise ManifestError(f"{where}: {name!r} is listed already in {self._first[name]}")
+            raise ManifestError(
+                f"{where}: {name!r} is listed already in {self._first[name]}; list every video once"
+            )
         self._first[name] = where
+
+
+def each(lines: Iterable[tuple[str, T]], read: Callable[[str, T], S]) -> list[S]:
+    """What `read` makes of every line or entry.
+
+    Args:
+        lines: `file:line` and content of each.
+        read: called with both; raises ManifestError for what is malformed.
+
+    Raises:
+        ManifestError: naming all that are malformed, the first ten in full.
+    """
+    found, wrong = [], []
+    for where, content in lines:
+        try:
+            found.append(read(where, content))
+        except ManifestError as error:
+            wrong.append(str(error))
+    if len(wrong) == 1:
+        raise ManifestError(wrong[0])
+    if wrong:
+        shown = [f"  - {text}" for text in wrong[:_MOST_SHOWN]]
+        rest = len(wrong) - len(shown)
+        shown += [f"  and {rest} more"] if rest else []
+        raise ManifestError("\n".join([f"{len(wrong)} malformed lines", *shown]))
+    return found
 
 
 def read_csv(file: str, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
@@ -51,8 +82,8 @@ def read_csv(file: str, columns: Sequence[str]) -> list[tuple[str, dict[str, str
         raise ManifestError(
             f"{start}: no column {', '.join(map(repr, absent))}; it has {', '.join(header)}"
         )
-    rows = []
-    for where, fields in records:
+
+    def read(where: str, fields: list[str]) -> tuple[str, dict[str, str]]:
         if len(fields) != len(header):
             raise ManifestError(
                 f"{where}: not the {len(header)} fields of the header, but {len(fields)}"
@@ -61,7 +92,9 @@ def read_csv(file: str, columns: Sequence[str]) -> list[tuple[str, dict[str, str
         empty = [column for column in columns if not row[column].strip()]
         if empty:
             raise ManifestError(f"{where}: no {empty[0]}")
-        rows.append((where, row))
+        return where, row
+
+    rows = each(records, read)
     if not rows:
         raise ManifestError(f"{file}: lists no videos")
     return rows
@@ -91,17 +124,18 @@ def read_entries(file: str, kinds: Mapping[str, type]) -> list[tuple[str, dict[s
     entries = _parse(file, text)
     if not isinstance(entries, list) or not entries:
         raise ManifestError(f"{file}: expected a list of videos")
-    found = []
-    for line, entry in zip(_item_lines(text, len(entries)), entries, strict=True):
-        where = f"{file}:{line}"
+
+    def read(where: str, entry: Any) -> tuple[str, dict[str, Any]]:
         if not isinstance(entry, dict):
             raise ManifestError(f"{where}: expected an object with {', '.join(kinds)}")
         for key, kind in kinds.items():
             # bool is an int in Python, and not in an annotation.
             if key not in entry or type(entry[key]) is not kind:
                 raise ManifestError(f"{where}: expected '{key}' to be there as {kind.__name__}")
-        found.append((where, entry))
-    return found
+        return where, entry
+
+    places = (f"{file}:{line}" for line in _item_lines(text, len(entries)))
+    return each(zip(places, entries, strict=True), read)
 
 
 def whole_number(text: str, what: str, where: str) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from kinema import storage
 from kinema.errors import ManifestError
-from kinema.video.datasets.annotations import Places, in_range, read_entries, read_json
+from kinema.video.datasets.annotations import Places, each, in_range, read_entries, read_json
 from kinema.video.datasets.rule import DatasetRule
 from kinema.video.sources import Listing, Source, Split, locate
 
@@ -36,8 +36,9 @@ class Diving48(DatasetRule):
 
     def _read(self, split: Split, classes: tuple[str, ...], places: Places) -> list[Source]:
         file = storage.join(self.annotations, f"Diving48_V2_{split}.json")
-        root, found = storage.absolute(self.videos), []
-        for where, entry in read_entries(file, _KINDS):
+        root = storage.absolute(self.videos)
+
+        def read(where: str, entry: dict[str, Any]) -> Source:
             id, label = entry["vid_name"], in_range(entry["label"], classes, where)
             places.add(id, where)
             competition = re.fullmatch(r"(.+)_\d+", id)
@@ -48,18 +49,17 @@ class Diving48(DatasetRule):
                     f"{where}: frames {entry['start_frame']} to {entry['end_frame']}; a dive is a"
                     " file of its own, from frame 0 on"
                 )
-            found.append(
-                Source(
-                    id=id,
-                    path=locate(root, id + self.suffix, where)[1],
-                    split=split,
-                    label=label,
-                    label_name=classes[label],
-                    group=competition[1],
-                    claimed_frames=entry["end_frame"],
-                )
+            return Source(
+                id=id,
+                path=locate(root, id + self.suffix, where)[1],
+                split=split,
+                label=label,
+                label_name=classes[label],
+                group=competition[1],
+                claimed_frames=entry["end_frame"],
             )
-        return found
+
+        return each(read_entries(file, _KINDS), read)
 
 
 def _read_classes(file: str) -> tuple[str, ...]:

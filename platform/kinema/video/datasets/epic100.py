@@ -14,6 +14,7 @@ from kinema.errors import ManifestError
 from kinema.video.datasets.annotations import (
     Places,
     check_pattern,
+    each,
     in_range,
     read_csv,
     whole_number,
@@ -81,23 +82,28 @@ class Epic100(DatasetRule):
         verbs = _read_classes(self._file("EPIC_100_verb_classes.csv"))
         nouns = _read_classes(self._file("EPIC_100_noun_classes.csv"))
         durations = {} if self.trimmed else _read_durations(self._file("EPIC_100_video_info.csv"))
-        rows = [
-            (split, where, row, _pair(row, verbs, nouns, where))
+        listed = [
+            (where, (split, row))
             for split in SPLITS
             if split in self.lists
             for where, row in self._rows(split)
         ]
-        actions = sorted({pair for *_, pair in rows if pair is not None})
+        pairs = each(listed, lambda where, entry: _pair(entry[1], verbs, nouns, where))
+        actions = sorted({pair for pair in pairs if pair is not None})
         classes = self._names(verbs, nouns, actions)
         number = {action: label for label, action in enumerate(actions)}
         places = Places()
-        sources = []
-        for split, where, row, pair in rows:
+
+        def read(where: str, entry: tuple[Split, Row]) -> Source:
+            split, row = entry
             places.add(row["narration_id"], where)
+            return self._source(row, split, durations, where)
+
+        sources = []
+        for source, pair in zip(each(listed, read), pairs, strict=True):
             label = None
             if pair is not None:
                 label = {"verb": pair[0], "noun": pair[1], "action": number[pair]}[self.label]
-            source = self._source(row, split, durations, where)
             sources.append(
                 replace(
                     source,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kinema import storage
 from kinema.errors import ManifestError
-from kinema.video.datasets.annotations import Places
+from kinema.video.datasets.annotations import Places, each
 from kinema.video.datasets.rule import DatasetRule
 from kinema.video.sources import Listing, Source, Split, locate, read_lines
 
@@ -40,17 +40,18 @@ class HMDB51(DatasetRule):
                 f"{self.annotations} has files *{ending} of {len(files)} classes, not of the"
                 f" {NUM_CLASSES} of HMDB51; unpack test_train_splits.rar there"
             )
-        classes = sorted(files)
+        classes, places = sorted(files), Places()
         sources = [
             source
             for label, class_name in enumerate(classes)
-            for source in self._read(files[class_name], label, class_name)
+            for source in self._read(files[class_name], label, class_name, places)
         ]
         return Listing(sources, tuple(classes), {"dataset.videos": storage.absolute(self.videos)})
 
-    def _read(self, file: str, label: int, class_name: str) -> list[Source]:
-        root, found, places = storage.absolute(self.videos), [], Places()
-        for where, line in read_lines(file):
+    def _read(self, file: str, label: int, class_name: str, places: Places) -> list[Source]:
+        root = storage.absolute(self.videos)
+
+        def read(where: str, line: str) -> Source | None:
             match = _LINE.fullmatch(line)
             if match is None:
                 raise ManifestError(f"{where}: expected 'name.avi 0', 1 or 2, got {line.strip()!r}")
@@ -58,9 +59,11 @@ class HMDB51(DatasetRule):
             id, located = locate(root, f"{class_name}/{name}", where)
             places.add(id, where)
             group = film_of(name, class_name, where)
-            if use in _SPLITS:
-                found.append(Source(id, located, _SPLITS[use], label, class_name, group))
-        return found
+            if use not in _SPLITS:
+                return None
+            return Source(id, located, _SPLITS[use], label, class_name, group)
+
+        return [source for source in each(read_lines(file), read) if source is not None]
 
 
 def film_of(name: str, class_name: str, where: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from kinema import storage
 from kinema.errors import ManifestError
-from kinema.video.datasets.annotations import Places, check_pattern, read_csv, whole_number
+from kinema.video.datasets.annotations import Places, check_pattern, each, read_csv, whole_number
 from kinema.video.datasets.rule import DatasetRule
 from kinema.video.sources import Listing, Source, Split, locate, read_lines, read_names
 
@@ -65,7 +65,7 @@ class Kinetics400(DatasetRule):
         classes = tuple(names.values())
         labels = {name: label for label, name in enumerate(names)}
         places = Places()
-        sources = [self._source(row, labels, classes, where, places) for where, row in rows]
+        sources = each(rows, lambda where, row: self._source(row, labels, classes, where, places))
         return Listing(sources, classes, {"dataset.videos": storage.absolute(self.videos)})
 
     def _names(self, written: list[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kinema import storage
 from kinema.errors import ManifestError
-from kinema.video.datasets.annotations import Places, whole_number
+from kinema.video.datasets.annotations import Places, each, whole_number
 from kinema.video.datasets.rule import DatasetRule
 from kinema.video.sources import (
     Listing,
@@ -59,8 +59,10 @@ class Lists(DatasetRule):
 
     def read(self) -> Listing:
         """As `from_list`, over all splits."""
+        places = Places()
         parts = [
-            from_list(file, self.root, split, self.layout) for split, file in self.lists.items()
+            from_list(file, self.root, split, self.layout, places)
+            for split, file in self.lists.items()
         ]
         sources = [source for part in parts for source in part]
         names = None if self.classes is None else read_names(self.classes)
@@ -73,7 +75,11 @@ class Lists(DatasetRule):
 
 
 def from_list(
-    file: str, root: str | None, split: Split, layout: Layout = "path_label"
+    file: str,
+    root: str | None,
+    split: Split,
+    layout: Layout = "path_label",
+    places: Places | None = None,
 ) -> list[Source]:
     """Videos of one list. The path comes first and may hold spaces; the other fields may not.
 
@@ -85,24 +91,27 @@ def from_list(
         root: where relative paths start; None = the folder of the list.
         split: that the list is.
         layout: fields of a line.
+        places: where the videos of the other lists are listed.
 
     Raises:
-        ManifestError: naming file and line of what is malformed or listed twice.
+        ManifestError: naming file and lines of all that is malformed or listed twice.
     """
     root = folder_of(file) if root is None else storage.absolute(root)
     numbers = _FIELDS[layout].count(" ")
     pattern = re.compile(r"\s*(\S.*?)" + r"\s+(\S+)" * numbers + r"\s*")
-    found: list[Source] = []
-    places = Places()
-    for where, line in read_lines(file):
+    listed = Places() if places is None else places
+
+    def read(where: str, line: str) -> Source:
         match = pattern.fullmatch(line)
         if match is None:
             raise ManifestError(f"{where}: expected '{_FIELDS[layout]}', got {line.strip()!r}")
         path, *fields = match.groups()
         id, located = locate(root, path, where)
-        places.add(id, where)
+        listed.add(id, where)
         label, total = _numbers(layout, fields, where)
-        found.append(Source(id, located, split, label, claimed_frames=total))
+        return Source(id, located, split, label, claimed_frames=total)
+
+    found = each(read_lines(file), read)
     if not found:
         raise ManifestError(f"{file}: lists no videos")
     return found

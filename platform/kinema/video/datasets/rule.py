@@ -13,8 +13,8 @@ class DatasetRule(Config):
 
     @abstractmethod
     def read(self) -> Listing:
-        """Every video that the data set names. Annotations are read, videos are not opened.
+        """Every video that the data set names, once. Annotations are read, videos are not opened.
 
         Raises:
-            KinemaError: naming file and line of what is missing or malformed.
+            KinemaError: naming file and line of what is missing, malformed or listed twice.
         """

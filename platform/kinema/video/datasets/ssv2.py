@@ -12,6 +12,7 @@ from kinema.errors import ManifestError
 from kinema.video.datasets.annotations import (
     Places,
     class_index,
+    each,
     read_entries,
     read_json,
     whole_number,
@@ -54,16 +55,18 @@ class SSv2(DatasetRule):
                 f"{file} does not exist; put it there, or leave split '{split}' out with"
                 f" dataset.splits=[{', '.join(other for other in self.splits if other != split)}]"
             )
-        root, found = storage.absolute(self.videos), []
+        root = storage.absolute(self.videos)
         keys = ("id",) if split == "test" else ("id", "template")
-        for where, entry in read_entries(file, dict.fromkeys(keys, str)):
+
+        def read(where: str, entry: dict[str, str]) -> Source:
             id, path = locate(root, entry["id"] + self.suffix, where)
             id = id.removesuffix(self.suffix)
             places.add(id, where)
             name = None if split == "test" else _BRACKETS.sub("", entry["template"])
             label = None if name is None else class_index(name, labels, where)
-            found.append(Source(id, path, split, label, name))
-        return found
+            return Source(id, path, split, label, name)
+
+        return each(read_entries(file, dict.fromkeys(keys, str)), read)
 
 
 def _read_labels(file: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kinema import storage
 from kinema.errors import ManifestError
-from kinema.video.datasets.annotations import read_csv
+from kinema.video.datasets.annotations import Places, each, read_csv
 from kinema.video.datasets.rule import DatasetRule
 from kinema.video.rows import SCHEMA, read_classes
 from kinema.video.sources import (
@@ -64,7 +64,8 @@ def from_table(file: str, root: str | None) -> list[Source]:
         root: where relative paths start; None = the folder of the manifest.
 
     Raises:
-        ManifestError: naming file, line or row, and column of what is malformed.
+        ManifestError: naming file, line or row, and column of all that is malformed or listed
+            twice.
     """
     root = folder_of(file) if root is None else storage.absolute(root)
     if _is_csv(file):
@@ -78,25 +79,28 @@ def from_table(file: str, root: str | None) -> list[Source]:
     for column in ("path", "split"):
         if column not in columns:
             raise ManifestError(f"{file} has no column '{column}'; it has {', '.join(columns)}")
-    return [_from_row(row, root, where) for where, row in rows]
+    places = Places()
+    return each(rows, lambda where, row: _from_row(row, root, where, places))
 
 
 def _is_csv(file: str) -> bool:
     return file.lower().endswith(".csv")
 
 
-def _from_row(row: Mapping[str, Any], root: str, where: str) -> Source:
+def _from_row(row: Mapping[str, Any], root: str, where: str, places: Places) -> Source:
     path, split = row["path"], row["split"]
     if not path:
         raise ManifestError(f"{where}: no path")
     if split not in SPLITS:
         raise ManifestError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
     id, located = locate(root, path, where)
+    id = row.get("id") or id
+    places.add(id, where)
     label = _number(row, "label", where)
     if label is not None and (label < 0 or not label.is_integer()):
         raise ManifestError(f"{where}: label {row['label']!r} is not a whole number from 0 up")
     return Source(
-        id=row.get("id") or id,
+        id=id,
         path=located,
         split=split,
         label=None if label is None else int(label),

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kinema import storage
 from kinema.errors import ManifestError
-from kinema.video.datasets.annotations import Places, class_index, whole_number
+from kinema.video.datasets.annotations import Places, class_index, each, whole_number
 from kinema.video.datasets.rule import DatasetRule
 from kinema.video.sources import Listing, Source, Split, locate, read_lines
 
@@ -45,8 +45,9 @@ class UCF101(DatasetRule):
         self, file: str, split: Split, labels: dict[str, int], places: Places
     ) -> list[Source]:
         """Lines `Class/v_Class_gNN_cNN.avi number`, numbers from 1; the test list has none."""
-        root, found = storage.absolute(self.videos), []
-        for where, line in read_lines(file):
+        root = storage.absolute(self.videos)
+
+        def read(where: str, line: str) -> Source:
             path, _, number = line.strip().partition(" ")
             id, located = locate(root, path, where)
             class_name = id.partition("/")[0]
@@ -59,7 +60,9 @@ class UCF101(DatasetRule):
                 )
             places.add(id, where)
             group = group_of(id, where)
-            found.append(Source(id, located, split, label, class_name, group))
+            return Source(id, located, split, label, class_name, group)
+
+        found = each(read_lines(file), read)
         if not found:
             raise ManifestError(f"{file}: lists no videos")
         return found
