@@ -78,6 +78,7 @@ class Recorder:
     ):
         self.warning, self.asked = warning, 0
         self.folder, self.left, self.resume = folder, states_until_end, resume
+        self.resumed = resume
         self.metrics: list[tuple[int, dict[str, float]]] = []
         self.states: list[Path] = []
 
@@ -89,6 +90,8 @@ class Recorder:
         state.mkdir(parents=True)
         save(state)
         self.states.append(state)
+        if self.resumed is not None:  # Ray keeps the newest ones alone
+            shutil.rmtree(self.resumed, ignore_errors=True)
         if len(self.states) == self.left:
             raise Interrupted
 

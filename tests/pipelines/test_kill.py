@@ -142,7 +142,7 @@ def test_interrupted_and_killed_sweep_goes_on(tmp_path: Path) -> None:
         "motion: null\n"
         "sweep:\n"
         "  axes: {mask.mask_ratio: [0.5]}\n"
-        "  controls: {longer: {pretrain.epochs: 30}}\n"
+        "  controls: {longer: {pretrain.epochs: 12}}\n"
         "  max_concurrent: 1\n"
     )
     command = [sys.executable, "jobs/sweep_mask_ratio.py", str(file), *TINY, f"storage={tmp_path}"]
@@ -164,6 +164,7 @@ def test_interrupted_and_killed_sweep_goes_on(tmp_path: Path) -> None:
     finally:
         first.kill()
         first.wait()
+    time.sleep(3)  # its workers die with it
     done = {file: file.stat().st_mtime_ns for file in tmp_path.glob("runs/*/result.json")}
     assert len(done) == 1
     second = subprocess.run(

@@ -41,9 +41,8 @@ class Duration(Config):
 class Reporter(Protocol):
     """What a stage needs from the outside."""
 
-    @property
-    def resume(self) -> Path | None:
-        """Folder of the newest training state of this run, or None."""
+    resume: Path | None
+    """Folder of the newest training state of this run, until a stage has taken it up; or None."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics; called on rank 0 only, never waits."""
@@ -245,6 +244,7 @@ def restore(stage: Stage, reporter: Reporter) -> int:
             f"{stage.order.steps_per_epoch}; data or batch size changed"
         )
     stage.engine.load(reporter.resume)
+    reporter.resume = None  # of no use to a later stage, before which Ray may remove it
     stage.state.update(meta["state"])
     return int(meta["step"])
 
