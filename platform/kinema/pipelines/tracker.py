@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 300.0
 """On a busy machine a tracker that was making its database took longer than 120 s, once."""
-RETRIES = -1  # with an end, points could be lost while a busy machine restarts the actor
+RETRIES = -1  # every call may be repeated, so none is given up while the actor restarts
 
 
 class TrackerActor:
