@@ -94,7 +94,15 @@ def test_sweep_axis_must_be_a_setting() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["name=other", "loader.num_workers=2", "compute.num_workers=4", "storage=/elsewhere"],
+    [
+        "name=other",
+        "loader.num_workers=2",
+        "compute.num_workers=4",
+        "storage=/elsewhere",
+        "pretrain.checkpoint_every=3",
+        "finetune.log_every=3",
+        "evaluation.micro_batch_size=3",
+    ],
 )
 def test_what_changes_no_result_changes_no_key(override: str) -> None:
     assert run_key(demo(override), "m") == run_key(demo(), "m")

@@ -19,7 +19,13 @@ import torch
 
 from kinema import storage
 from kinema.config import load
-from kinema.errors import ConfigError, NonFiniteLossError, StoreError
+from kinema.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteLossError,
+    StoreError,
+    VideoError,
+)
 from kinema.experiment import Experiment
 from kinema.motion.extractor import FrameBoxes
 from kinema.motion.parts import MotionRow, row_digest
@@ -137,6 +143,11 @@ def test_losses_are_those_on_record(method: str, videos: tuple[Path, str], tmp_p
     outcome = run_stages(experiment, uri, recorder)
     losses = recorder.values("pretrain/loss") + recorder.values("finetune/loss")
     assert len(losses) == 24  # 2 stages, 2 epochs, 6 steps
+    # MLflow has one value of a name at a step, and both stages count their steps from 0.
+    named = [(name, step) for step, metrics in recorder.metrics for name in metrics]
+    assert len(set(named)) == len(named)
+    for name in ("perf/clips_per_second", "perf/finetune_clips_per_second"):
+        assert min(recorder.values(name)) > 0
     file = GOLDEN / f"{method}.txt"
     if os.environ.get("KINEMA_RECORD_GOLDEN"):
         file.write_text("".join(f"{loss:.7f}\n" for loss in losses))
@@ -285,6 +296,12 @@ def test_videos_without_motion_are_left_out_or_reported(
         id: f"{id}.mp4: damaged" for id in ("train-000003", "validation-000002")
     }
 
+    shutil.rmtree(here.uri)  # they are mended, and the encoder lies there without them
+    shutil.copytree(full.uri, here.uri)
+    resumed = Recorder(tmp_path / "resumed", resume=recorder.states[-1])
+    with pytest.raises(CheckpointError, match=r"made on other clips .* folder under train/"):
+        run_stages(experiment, uri, resumed)
+
 
 def test_nothing_to_train_or_test_on_is_an_error(videos: tuple[Path, str]) -> None:
     root, uri = videos
@@ -328,6 +345,48 @@ def test_clips_without_a_label_are_not_tested_on(
     experiment = tiny(tmp_path, unlabelled, "motion=null")
     with pytest.raises(ConfigError, match=rf"{count} clips without a label, .*such as {role}-0000"):
         run_stages(experiment, unlabelled, Recorder(tmp_path / "states"))
+
+
+def test_states_of_what_was_removed_are_not_gone_on_from(
+    videos: tuple[Path, str], tmp_path: Path
+) -> None:
+    _, uri = videos
+    digest = Manifest.read(uri).digest
+    experiment = tiny(tmp_path, uri, "motion=null")
+    first = Recorder(tmp_path / "first")
+    run_stages(experiment, uri, first)
+    shutil.rmtree(run_uri(experiment, digest))
+    again = Recorder(tmp_path / "again", resume=first.states[-1])
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is gone; remove .* train/"):
+        run_stages(experiment, uri, again)
+
+    shutil.rmtree(pretrained_uri(experiment, digest))  # so what was finetuned from it is no use
+    anew = Recorder(tmp_path / "anew", resume=first.states[-1])
+    run_stages(experiment, uri, anew)
+    assert [len(anew.values(f"{stage}/loss")) for stage in ("pretrain", "finetune")] == [12, 12]
+
+    alone = tiny(tmp_path, uri, "motion=null", "finetune=null")
+    run_stages(alone, uri, Recorder(tmp_path / "alone"))
+    assert result(alone, digest) is not None
+    shutil.rmtree(pretrained_uri(alone, digest))
+    assert result(alone, digest) is None
+
+
+def test_a_held_out_clip_that_cannot_be_read_is_told_before_the_training(
+    videos: tuple[Path, str], tmp_path: Path
+) -> None:
+    _, uri = videos
+    rows = pq.read_table(uri).to_pylist()
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_text("no video")
+    for row in rows:
+        row["path"] = str(damaged if row["id"] == "validation-000003" else row["path"])
+    manifest = str(tmp_path / "manifest.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(uri)), manifest)
+    recorder = Recorder(tmp_path / "states")
+    with pytest.raises(VideoError, match=r"damaged\.mp4"):
+        run_stages(tiny(tmp_path, manifest, "motion=null"), manifest, recorder)
+    assert not recorder.metrics
 
 
 def test_encoder_lies_under_its_key(videos: tuple[Path, str], tmp_path: Path) -> None:

@@ -328,11 +328,22 @@ def _overlap(one: str, other: str) -> bool:
 _NOT_RESULTS = {"name", "paper", "method", "storage", "loader", "compute", "extraction"}
 _DECIDING = set(Experiment.model_fields) - _NOT_RESULTS
 _PRETRAINING = {"seed", "data", "motion", "model", "mask", "target", "pretrain"}
+_BOOKKEEPING = {"checkpoint_every", "keep_checkpoints", "log_every"}
+_DECIDE_NOTHING = {
+    "pretrain": _BOOKKEEPING,
+    "finetune": _BOOKKEEPING,
+    "evaluation": {"micro_batch_size"},
+}
+"""Within sections that decide: who changes these in the middle of a run goes on with it."""
 
 
 def deciding_settings(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide what a run on given videos computes, as plain data."""
-    return experiment.model_dump(mode="json", include=_DECIDING)
+    return _settings(experiment, _DECIDING)
+
+
+def _settings(experiment: Experiment, fields: set[str]) -> dict[str, Any]:
+    return experiment.model_dump(mode="json", include=fields, exclude=_DECIDE_NOTHING)
 
 
 def pretrain_key(experiment: Experiment, manifest_digest: str) -> str:
@@ -353,7 +364,7 @@ def run_key(experiment: Experiment, manifest_digest: str) -> str:
 
 
 def _key(experiment: Experiment, fields: set[str], kind: str, manifest_digest: str) -> str:
-    settings = experiment.model_dump(mode="json", include=fields)
+    settings = _settings(experiment, fields)
     settings["data"].pop("manifest", None)
     settings["data"].pop("synthetic", None)
     if experiment.motion is not None and "motion" in settings:

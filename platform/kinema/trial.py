@@ -18,7 +18,7 @@ from kinema.models.weights import saw_labels
 from kinema.motion.parts import MotionReader
 from kinema.motion.store import MotionStore
 from kinema.training.data import ClipSource
-from kinema.training.engine import current_device, world
+from kinema.training.engine import current_device, gather_objects, world
 from kinema.training.finetune import FinetuneTask, finetune, keep_labels, split_holdout
 from kinema.training.frames import FrameCache
 from kinema.training.loop import Reporter
@@ -97,7 +97,10 @@ def is_pretrained(experiment: Experiment, manifest_digest: str) -> bool:
 
 
 def result(experiment: Experiment, manifest_digest: str) -> dict[str, Any] | None:
-    """The result of a complete run, or None."""
+    """The result of a complete run, or None: also where its encoder, all it was for, is gone."""
+    only_pretrains = experiment.finetune is None and experiment.pretrain is not None
+    if only_pretrains and not is_pretrained(experiment, manifest_digest):
+        return None
     return result_in(run_uri(experiment, manifest_digest))
 
 
@@ -147,7 +150,8 @@ def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) ->
     if experiment.pretrain is not None:
         folder = pretrained_uri(experiment, manifest.digest)
         encoder_uri = storage.join(folder, ENCODER_FILE)
-        if not is_pretrained(experiment, manifest.digest):
+        # One rank looks for all: another job may be about to write it.
+        if not gather_objects(is_pretrained(experiment, manifest.digest))[0]:
             task = PretrainTask(
                 experiment.pretrain,
                 experiment.model,

@@ -86,7 +86,7 @@ class RayReporter:
 
 
 def _is_shown(name: str) -> bool:
-    return name.rpartition("/")[2] in ("epoch", "loss", "top1", "clips_per_second")
+    return name.endswith(("/epoch", "/loss", "/top1", "clips_per_second"))
 
 
 def _train_worker(payload: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from kinema import storage
-from kinema.errors import ConfigError
+from kinema.errors import CheckpointError, ConfigError
 from kinema.masking.masks import RandomMask
 from kinema.models.classifier import Classifier, Head
 from kinema.models.pixels import normalise, unit_range
@@ -150,6 +150,12 @@ def finetune(
     """Train a classifier, choosing the best epoch on `validation`; returns it at its best.
 
     Collective. The best weights also lie in `<output_uri>/best.safetensors`.
+
+    Raises:
+        ConfigError: settings or clips that do not fit.
+        CheckpointError: the training state is damaged or of other clips, or its best weights are
+            gone.
+        NonFiniteLossError: the training diverged.
     """
     config = task.config
     _check(task, train)
@@ -218,6 +224,10 @@ def finetune(
     )
     run(stage, reporter)
     gather_objects(None)  # no rank reads the best weights before rank 0 has written them
+    if not storage.exists(best_uri):  # a training that was complete is not gone through again
+        raise CheckpointError(
+            f"{best_uri} is gone; remove the run's folder under train/, too, to train anew"
+        )
     load_weights(best, best_uri)
     return best
 

@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from kinema import storage
-from kinema.config import Config
+from kinema.config import Config, fingerprint
 from kinema.errors import CheckpointError, NonFiniteLossError
 from kinema.randomness import keyed_rng
 from kinema.training.batch import Batch, collate
@@ -155,6 +155,11 @@ class Stage:
         """Optimizer steps of the whole stage."""
         return self.duration.epochs * self.order.steps_per_epoch
 
+    @property
+    def clips_trained_on(self) -> str:
+        """Fingerprint of the clips and their order."""
+        return fingerprint([entry.id for entry in self.clips.source.entries])
+
     def batches(self, steps: range) -> Iterator[Batch]:
         """This rank's micro-batches of some steps, in order."""
         engine = self.engine
@@ -208,14 +213,15 @@ def run(stage: Stage, reporter: Reporter) -> None:
             steps = recent._counts["loss"]
             if engine.rank == 0:
                 speed = steps * order.global_batch_size * stage.num_draws / elapsed
-                metrics = {
-                    **_named(stage.name, merged),
-                    f"{stage.name}/epoch": (step + 1) / order.steps_per_epoch,
-                    f"{stage.name}/lr": rate,
-                    f"{stage.name}/grad_norm": norm,
-                    "perf/clips_per_second": speed,
-                    "perf/data_wait_share": merged["wait"] * steps / elapsed,
+                values = {
+                    **merged,
+                    "epoch": (step + 1) / order.steps_per_epoch,
+                    "lr": rate,
+                    "grad_norm": norm,
+                    "clips_per_second": speed,
+                    "data_wait_share": merged["wait"] * steps / elapsed,
                 }
+                metrics = _named(stage.name, values)
                 reporter.log(metrics, step + 1)
             recent = Averages()
             # Each warning is answered once; what follows it is lost when the machine goes.
@@ -233,18 +239,21 @@ def run(stage: Stage, reporter: Reporter) -> None:
 
 def restore(stage: Stage, reporter: Reporter) -> int:
     """Load this stage's newest training state; returns the step to continue with."""
-    if reporter.resume is None:
+    # A later stage has no use for it: Ray may have removed it by then, or it is that stage's own,
+    # and what it was trained from is being made anew here.
+    folder, reporter.resume = reporter.resume, None
+    if folder is None:
         return 0
-    meta = read_meta(reporter.resume)
+    meta = read_meta(folder)
     if meta["stage"] != stage.name:
         return 0
-    if meta["steps_per_epoch"] != stage.order.steps_per_epoch:
+    if meta["clips"] != stage.clips_trained_on:
         raise CheckpointError(
-            f"{reporter.resume}: made with {meta['steps_per_epoch']} steps per epoch, now "
-            f"{stage.order.steps_per_epoch}; data or batch size changed"
+            f"{folder}: this training state was made on other clips than there are now, of which"
+            " motion was extracted since or is missing; remove the run's folder under train/ to"
+            " train anew"
         )
-    stage.engine.load(reporter.resume)
-    reporter.resume = None  # of no use to a later stage, before which Ray may remove it
+    stage.engine.load(folder)
     stage.state.update(meta["state"])
     return int(meta["step"])
 
@@ -281,7 +290,7 @@ def _save(
     meta = {
         "stage": stage.name,
         "step": step + 1,
-        "steps_per_epoch": stage.order.steps_per_epoch,
+        "clips": stage.clips_trained_on,
         "state": {**stage.state, **(extra or {})},
     }
     reporter.checkpoint(metrics, lambda folder: stage.engine.save(folder, meta))
@@ -296,16 +305,23 @@ _GROUPS = {
     "flow_guided_share": "mask/flow_guided_share",
     "valid_share": "motion/valid_share",
     "padded_share": "data/padded_share",
+    "clips_per_second": "perf/clips_per_second",
+    "data_wait_share": "perf/data_wait_share",
 }
+"""Names in pretraining. A name has one value per step, and every stage counts its steps from 0:
+finetuning's are `perf/finetune_clips_per_second` and so on."""
 
 
-def _named(stage: str, means: Mapping[str, float]) -> dict[str, float]:
-    """MLflow names of averaged values."""
-    return {
-        _GROUPS.get(name, f"{stage}/{name}"): value
-        for name, value in means.items()
-        if name != "wait"
-    }
+def _named(stage: str, values: Mapping[str, float]) -> dict[str, float]:
+    """MLflow names of values."""
+    return {_name(stage, name): value for name, value in values.items() if name != "wait"}
+
+
+def _name(stage: str, name: str) -> str:
+    if name not in _GROUPS:
+        return f"{stage}/{name}"
+    group, _, rest = _GROUPS[name].partition("/")
+    return _GROUPS[name] if stage == "pretrain" else f"{group}/{stage}_{rest}"
 
 
 def _stop_on_non_finite(stage: Stage, step: int, start: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,7 @@ def pretrain(
     """Train a masked autoencoder and write its encoder to `<output_uri>/encoder.safetensors`.
 
     The means of the last epoch are written beside it, with the loss on `held_out`, clips that
-    `source` does not hold; it may be empty.
+    `source` does not hold; it may be empty. They are read once before the training, too.
 
     Collective: every rank calls it. The encoder file appears only when the stage is complete, so
     its presence is what tells a later run to skip the stage.
@@ -125,13 +125,19 @@ def pretrain(
         failures_uri=storage.join(output_uri, "nonfinite"),
         num_draws=config.repeated_augmentation,
     )
+    tests = _held_out(task, held_out)
+    if engine.rank == 0:
+        for _ in tests():
+            pass  # a clip that cannot be read is told before weeks of training
     run(stage, reporter)
     weights = engine.full_weights()
     if engine.rank == 0:
         trained = MaskedAutoencoder(task.model, config.decoder, task.target.dims(task.model))
         trained.load_state_dict(weights)
-        tested = _test(task, trained.to(engine.device).eval(), held_out, engine.device)
-        if tested:
+        trained.to(engine.device).eval()
+        tested = {}
+        if config.held_out_clips and held_out.entries:
+            tested = held_out_loss(trained, tests, task.target, task.model, engine.device)
             reporter.log(tested, stage.total_steps)
         summary = stage.state["last_epoch"] | tested
         storage.write_json(storage.join(output_uri, SUMMARY_FILE), summary)
@@ -139,13 +145,9 @@ def pretrain(
     gather_objects(None)  # no rank goes on before the encoder is written
 
 
-def _test(
-    task: PretrainTask, model: MaskedAutoencoder, held_out: ClipSource, device: torch.device
-) -> dict[str, float]:
-    """Loss on the first of the held-out clips, centred, each with one mask of its own."""
+def _held_out(task: PretrainTask, held_out: ClipSource) -> Callable[[], Iterator[Batch]]:
+    """The first of the held-out clips, centred, each with one mask of its own."""
     count = min(task.config.held_out_clips, len(held_out.entries))
-    if count == 0:
-        return {}
     clips = TrainingClips(
         held_out,
         CentreCrop(),
@@ -161,4 +163,4 @@ def _test(
     def batches() -> Iterator[Batch]:
         return iter(make_loader(clips, parts, task.loader, collate))
 
-    return held_out_loss(model, batches, task.target, task.model, device)
+    return batches
