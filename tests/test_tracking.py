@@ -231,11 +231,23 @@ def test_artifacts(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no space left"),
+        ModuleNotFoundError("No module named 'boto3'"),
+        Exception("AccessDenied"),  # what botocore's errors are
+    ],
+)
 def test_a_server_that_takes_no_files_still_shows_the_end(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ) -> None:
     def full(*arguments: object) -> None:
-        raise OSError("no space left")
+        raise error
 
     (tmp_path / "note.txt").write_text("x")
     tracker = Tracker(str(root), STUDY)
@@ -246,6 +258,7 @@ def test_a_server_that_takes_no_files_still_shows_the_end(
     tracker.finish(run_id, "FINISHED")
     assert runs(root)[0].info.status == "FINISHED"
     assert runs(root)[0].data.metrics["loss"] == 1.0
+    assert str(error) in caplog.text
     assert replay(str(root)) == 0
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     assert [file.path for file in client.list_artifacts(run_id)] == ["note.txt"]

@@ -430,11 +430,23 @@ class Tracker:
         return run.history[key]
 
     def _send_artifacts(self, run: _OpenRun) -> None:
+        """Hand over the files that wait in the spool.
+
+        Raises:
+            Outage: the artifact store failed, in whatever way: stores raise errors of their own
+                libraries, or lack one here. The files stay in the spool and are sent later.
+            Refusal: the server will never take them.
+        """
         spool = run.journal.spool
         if spool.exists():
             assert run.run_id is not None
-            with sorting_errors():
-                self._client.log_artifacts(run.run_id, str(spool))
+            try:
+                with sorting_errors():
+                    self._client.log_artifacts(run.run_id, str(spool))
+            except (Outage, Refusal):
+                raise
+            except Exception as error:
+                raise Outage(f"{type(error).__name__}: {error}") from error
             shutil.rmtree(spool)
 
     def _show_status(self, run: _OpenRun) -> None:

@@ -24,7 +24,8 @@ from kinema.pipelines import train as train_module
 from kinema.pipelines import transfer as transfer_module
 from kinema.pipelines.prepare import Prepared
 from kinema.pipelines.sweep import plan, sweep
-from kinema.pipelines.transfer_plan import Source
+from kinema.pipelines.transfer import TransferStudy
+from kinema.pipelines.transfer_plan import Cell, Source
 from kinema.pipelines.tuning import (
     Trial,
     _FinetuneReports,
@@ -155,6 +156,28 @@ def test_a_trial_that_lacked_test_videos_is_done_again(
     (parent,) = [end for name, end in ended.items() if name.startswith("sweep")]
     reason = "5 of 5 trials have no comparable result"
     assert parent == (("FINISHED", None) if comparable else ("FAILED", reason))
+
+
+def test_a_trial_that_now_fails_is_not_shown_as_its_earlier_result(
+    tmp_path: Path, ended: dict[str, tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load_sweep(tmp_path)
+    first = plan(experiment)[0]
+    monkeypatch.setattr(module, "run_trials", failing([], lambda item: item.name == first.name))
+    earlier = {**RESULT, "comparable": False}
+    folder = trial.run_uri(first.experiment, DIGEST)
+    storage.write_json(storage.join(folder, trial.RESULT_FILE), earlier)
+    assert sweep(experiment) == 1
+    assert ended[first.name] == ("FAILED", "out of memory")
+    (folder,) = map(str, (tmp_path / "sweeps").iterdir())
+    lines = Path(folder, "sweep.csv").read_text().splitlines()
+    assert sum(",failed,out of memory," in line for line in lines) == 1
+    study = TransferStudy.__new__(TransferStudy)  # no cluster, so no tracker
+    test: Any = SimpleNamespace(result=lambda: earlier)
+    cell = Cell("a", {}, first.experiment, test=test)
+    row = {"trial": "a", "status": "failed", "reason": "out of memory"}
+    assert study.row(cell, {"a": "out of memory"}) == row
+    assert study.row(cell, {})["status"] == "not comparable"
 
 
 def test_trials_with_one_result_are_told_before_anything_runs(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from kinema import storage
 from kinema.config import load
 from kinema.errors import ConfigError, KinemaError
 from kinema.pipelines import direct as direct_module
+from kinema.pipelines import prepare as prepare_module
 from kinema.pipelines.direct import DirectTest, class_labels, run_direct, source_labels
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.pipelines.readout import Readout
@@ -21,6 +22,7 @@ from kinema.pipelines.transfer import TransferStudy, transfer
 from kinema.pipelines.transfer_plan import (
     Cell,
     Data,
+    Place,
     TransferExperiment,
     build_cell,
     cell_experiment,
@@ -99,6 +101,22 @@ def test_cell_is_the_targets_videos_under_the_sources_network(tmp_path: Path) ->
     assert (
         build_cell(experiment, random, sources["random weights"], data).experiment.encoder is None
     )
+
+
+def test_a_sources_motion_is_extracted_only_where_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extracted: list[object] = []
+    monkeypatch.setattr(
+        prepare_module, "extract", lambda uri, motion, *more, **options: extracted.append(motion)
+    )
+    head = "head={name: mca, heads: 2, depth: 1}"  # reads boxes; pretraining's mask does not
+    experiment = matrix(tmp_path, head, "mask={name: tube}", "motion={}")
+    source, data = plan_sources(experiment)["plain"], Data()
+    build_cell(experiment, Place("plain", "textured", "linear"), source, data)
+    assert extracted == []
+    build_cell(experiment, Place("plain", "textured", "direct"), source, data)
+    assert len(extracted) == 2  # of the source's own videos and of the target's
 
 
 def test_target_that_is_no_valid_experiment(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from kinema.pipelines import probe as module
 from kinema.pipelines.prepare import check_encoders, prepare_manifest
 from kinema.pipelines.probe import Asked, ProbeExperiment, probe, probe_experiment
 from kinema.pipelines.readout import Readout
-from kinema.pipelines.single import run_experiment
+from kinema.pipelines.single import run_experiment, unread_lines
 from kinema.pipelines.study import encoder_note
 from kinema.video.manifest import Manifest
 
@@ -112,13 +112,16 @@ def test_a_test_video_that_cannot_be_read_makes_the_number_incomparable(
     assert len(outcome["failures"]) == 2
 
 
+@pytest.mark.parametrize("lost", [0, 50])  # one to fit to, one to test on
 def test_what_is_not_comparable_is_done_again_and_then_final(
-    tmp_path: Path, here: pytest.MonkeyPatch
+    tmp_path: Path, here: pytest.MonkeyPatch, lost: int
 ) -> None:
     calls: list[int] = []
     item = asked(experiment(tmp_path, "pretrain=null"))
-    here.setattr(module, "read_out", telling(calls, lost=(50,)))
-    assert not probe(item)["comparable"]
+    here.setattr(module, "read_out", telling(calls, lost=(lost,)))
+    outcome = probe(item)
+    assert not outcome["comparable"]
+    assert unread_lines(outcome)[0] == "NOT COMPARABLE: 1 video could not be read"
     here.setattr(module, "read_out", telling(calls))
     assert probe(item)["num_tested"] == 24
     assert probe(item)["comparable"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,13 @@ def test_cache_keeps_to_its_size_and_changes_nothing(entries: list[Entry]) -> No
             np.testing.assert_array_equal(frames, read_frames(entry.path, indices.tolist()))
             assert cache._bytes <= size
             assert cache._bytes == sum(video.nbytes for video in cache._videos.values())
+
+
+@pytest.mark.parametrize("size", [0, 1e9])
+def test_a_file_shorter_than_its_manifest_says_is_named(entries: list[Entry], size: float) -> None:
+    longer = replace(entries[0], num_frames=20)
+    with pytest.raises(VideoError, match=r"\.mp4: has 8 frames; frame 11 was asked for"):
+        FrameCache(size).read(longer, np.array([11, 0]), with_vectors=False)
 
 
 def test_a_sample_depends_on_its_key_alone(entries: list[Entry]) -> None:

@@ -193,6 +193,29 @@ def test_a_codec_without_vectors_is_an_error_or_a_counted_fallback(
     assert shares == [0, 1]
 
 
+def test_cache_counts_what_it_holds_also_when_vectors_are_asked_for_later(
+    entries: list[Entry],
+) -> None:
+    first, second, _, vp9 = entries
+    one_video = 12 * 96 * 96 * 3
+    cache, indices = FrameCache(2.2 * one_video), np.array([0, 3])
+
+    def counted() -> int:
+        return sum(video.nbytes for video in cache._videos.values())
+
+    cache.read(vp9, indices, with_vectors=False)
+    with pytest.raises(NoVectorsError):
+        cache.read(vp9, indices, with_vectors=True)
+    assert list(cache._videos) == [vp9.path]  # its frames are good
+    assert cache._bytes == counted()
+    cache.read(first, indices, with_vectors=False)
+    cache.read(second, indices, with_vectors=False)
+    cache.max_bytes = counted()  # now a vector is too much
+    assert cache.read(first, indices, with_vectors=True).vectors is not None
+    assert list(cache._videos) == [first.path]  # the one that was just read stays
+    assert cache._bytes == counted() <= cache.max_bytes
+
+
 def test_shuffled_frames_are_the_same_in_another_order(entries: list[Entry]) -> None:
     orders = set()
     for epoch in range(6):

@@ -131,7 +131,7 @@ def combine_epic(config: EpicConfig) -> None:
         print(f"{name:12s} {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]")
     for run in (verbs, nouns):
         if run.result and not run.result["comparable"]:
-            print(f"NOT COMPARABLE: {run.name} could not read every test video")
+            print(f"NOT COMPARABLE: {run.name} could not read every video")
 
 
 def _require_labels(run: Predictions, part: str) -> None:

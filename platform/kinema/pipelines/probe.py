@@ -139,7 +139,7 @@ def probe_experiment(experiment: ProbeExperiment) -> int:
     """Probe an encoder, or find that done, as a tracked run, and print what was found.
 
     Returns:
-        Exit code: 0, or 1 when some tested videos could not be read.
+        Exit code: 0, or 1 when some videos, to fit to or to test on, could not be read.
 
     Raises:
         KinemaError: settings, data or cluster make it impossible.
@@ -186,8 +186,8 @@ def prepare_probe(experiment: ProbeExperiment) -> Asked:
 def probe(asked: Asked) -> dict[str, Any]:
     """Probe on the connected cluster; returns the result and leaves it in `asked.folder`.
 
-    A comparable result is final. Another one lacks videos, and those are tried again; what was read
-    of the others is not read again.
+    A comparable result is final. Another one lacks videos to fit to or to test on, and those are
+    tried again; what was read of the others is not read again.
 
     Raises:
         ConfigError: no labels, no test split, or one group only.
@@ -249,7 +249,8 @@ def probe(asked: Asked) -> dict[str, Any]:
         "num_tested": len(evaluation.predictions),
         "num_fitted": None if train is None else len(train),
         "chance": 1 / manifest.num_classes,
-        "comparable": evaluation.comparable,
+        # fitted to fewer videos it is another probe, however many it is tested on
+        "comparable": not readout.failures,
         "failures": readout.failures,
         "settings": dict(answer.settings),
         "groups": _groups(experiment, trained, answer) if by_group else {},

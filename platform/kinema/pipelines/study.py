@@ -69,8 +69,11 @@ def encoder_note(experiment: Experiment) -> dict[str, str]:
 
 
 def close(run: RemoteTracker, outcome: Mapping[str, Any] | None, reason: str | None) -> None:
-    """End a run: with its result and predictions, or with the reason why it has none."""
-    if outcome is None:
+    """End a run: with its result and predictions, or with the reason why it has none.
+
+    With a reason it failed, whatever it has from an earlier attempt.
+    """
+    if reason is not None or outcome is None:
         run.finish("FAILED" if reason else "KILLED", reason or "stopped before its end")
         return
     if "metrics" in outcome:
@@ -229,7 +232,7 @@ class SweepStudy(Study):
         """One line of the sweep's table."""
         outcome = self.result(item)
         row: dict[str, Any] = {"trial": item.name, "control": item.control, **item.settings}
-        if outcome is None:
+        if outcome is None or item.name in failures:
             status = "failed" if item.name in failures else "stopped"
             return row | {"status": status, "reason": failures.get(item.name, "")}
         masked = outcome.get("pretrain", {})

@@ -72,7 +72,7 @@ class TransferStudy(Study):
         """One line of the matrix, in long form."""
         outcome = self.result(item)
         row: dict[str, Any] = {"trial": item.name, **item.settings}
-        if outcome is None:
+        if outcome is None or item.name in failures:
             status = "failed" if item.name in failures else "stopped"
             return row | {"status": status, "reason": failures.get(item.name, "")}
         prefix = "probe" if isinstance(getattr(item, "test", None), Asked) else "test"

@@ -202,7 +202,8 @@ def encoder_of(source: Source, data: Data) -> str | None:
     """Weights of a source's encoder, which may yet have to be made; None = random."""
     if source.experiment.pretrain is None:
         return source.experiment.encoder
-    digest = data.of(source.experiment).manifest.digest
+    # the videos alone: the source's head may read motion that its pretraining does not
+    digest = data.of(source.experiment, motion=False).manifest.digest
     folder = trial.pretrained_uri(source.experiment.pretraining_only(), digest)
     return storage.join(folder, ENCODER_FILE)
 

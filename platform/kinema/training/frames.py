@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kinema.errors import VideoError
 from kinema.motion.vectors import vector_fields
 from kinema.video.decode import read_frames, read_frames_and_vectors
 from kinema.video.manifest import Entry
@@ -40,19 +41,23 @@ class FrameCache:
         """Frames of the entry's video at `indices`, and vectors of at least the time they span.
 
         Raises:
-            VideoError: it cannot be read, or its codec gives no vectors.
+            VideoError: it cannot be read, lacks one of the frames, or its codec gives no vectors.
         """
         size = entry.num_frames * entry.height * entry.width * 3
         if size > self.max_bytes:
             return _decode(entry.path, indices.tolist(), with_vectors)
         held = self._videos.get(entry.path)
         if held is None or (with_vectors and held.vectors is None):
-            self._bytes -= 0 if held is None else held.nbytes
-            held = self._videos[entry.path] = _decode(entry.path, None, with_vectors)
-            self._bytes += held.nbytes
+            held = _decode(entry.path, None, with_vectors)  # may raise: nothing has changed yet
+            without = self._videos.pop(entry.path, None)  # the new one goes last, not in its place
+            self._bytes += held.nbytes - (0 if without is None else without.nbytes)
+            self._videos[entry.path] = held
             while self._bytes > self.max_bytes and len(self._videos) > 1:
                 self._bytes -= self._videos.popitem(last=False)[1].nbytes
         self._videos.move_to_end(entry.path)
+        count, last = len(held.frames), int(indices.max())
+        if last >= count:  # the file is shorter than its manifest says
+            raise VideoError(entry.path, f"has {count} frames; frame {last} was asked for")
         return held._replace(frames=held.frames[indices])
 
 
