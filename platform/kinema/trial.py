@@ -111,7 +111,7 @@ def result_in(folder: str) -> dict[str, Any] | None:
 
 
 def is_complete(outcome: Mapping[str, Any]) -> bool:
-    """Whether a result is final: every test video was read, or there was no test."""
+    """Whether a result is final: every video it needs was read, or there was no test."""
     return bool(outcome.get("comparable", True))
 
 
