@@ -98,6 +98,9 @@ def failing(batches: list[list[str]], fails: Callable[[Trial], bool]) -> Any:
             if item.name not in failures:
                 folder = trial.run_uri(item.experiment, DIGEST)
                 storage.write_json(storage.join(folder, trial.RESULT_FILE), RESULT)
+                if item.experiment.finetune is None:
+                    encoder = trial.pretrained_uri(item.experiment, DIGEST)
+                    storage.write_bytes(storage.join(encoder, trial.ENCODER_FILE), b"an encoder")
             on_end(item, failures.get(item.name))
         return failures
 
