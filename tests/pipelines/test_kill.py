@@ -164,9 +164,9 @@ def test_interrupted_and_killed_sweep_goes_on(tmp_path: Path) -> None:
     finally:
         first.kill()
         first.wait()
-    time.sleep(3)  # its workers die with it
     done = {file: file.stat().st_mtime_ns for file in tmp_path.glob("runs/*/result.json")}
     assert len(done) == 1
+    time.sleep(3)  # its workers die with it
     second = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )

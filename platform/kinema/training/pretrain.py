@@ -126,7 +126,7 @@ def pretrain(
         num_draws=config.repeated_augmentation,
     )
     tests = _held_out(task, held_out)
-    if engine.rank == 0:
+    if engine.rank == 0 and tests is not None:
         for _ in tests():
             pass  # a clip that cannot be read is told before weeks of training
     run(stage, reporter)
@@ -136,7 +136,7 @@ def pretrain(
         trained.load_state_dict(weights)
         trained.to(engine.device).eval()
         tested = {}
-        if config.held_out_clips and held_out.entries:
+        if tests is not None:
             tested = held_out_loss(trained, tests, task.target, task.model, engine.device)
             reporter.log(tested, stage.total_steps)
         summary = stage.state["last_epoch"] | tested
@@ -145,9 +145,11 @@ def pretrain(
     gather_objects(None)  # no rank goes on before the encoder is written
 
 
-def _held_out(task: PretrainTask, held_out: ClipSource) -> Callable[[], Iterator[Batch]]:
-    """The first of the held-out clips, centred, each with one mask of its own."""
+def _held_out(task: PretrainTask, held_out: ClipSource) -> Callable[[], Iterator[Batch]] | None:
+    """The first of the held-out clips, centred, each with one mask of its own; None without any."""
     count = min(task.config.held_out_clips, len(held_out.entries))
+    if count == 0:
+        return None
     clips = TrainingClips(
         held_out,
         CentreCrop(),
