@@ -12,6 +12,7 @@ from learning import Silent
 
 from kinema import storage
 from kinema.config import load
+from kinema.errors import ConfigError
 from kinema.experiment import Experiment, SweepExperiment, pretrain_key, run_key
 from kinema.motion.annotated import located
 from kinema.motion.parts import row_digest
@@ -21,6 +22,7 @@ from kinema.pipelines.one_video import extract_one
 from kinema.pipelines.prepare import Prepared, prepare_manifest
 from kinema.pipelines.probe import Asked, probe
 from kinema.pipelines.sweep import plan
+from kinema.pipelines.transfer import transfer
 from kinema.pipelines.transfer_plan import (
     Data,
     TransferExperiment,
@@ -84,6 +86,16 @@ def test_files_of_the_papers_have_real_size(file: Path) -> None:
         assert chosen.compute.use_gpu
         assert chosen.data.selection == "official"
         assert chosen.paper
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_no_paper_is_run_on_synthetic_clips(file: Path, tmp_path: Path) -> None:
+    if file in TRANSFERS:
+        with pytest.raises(ConfigError, match=r"transfer\.targets\..*\.data\.manifest: null; name"):
+            transfer(load(TransferExperiment, file, [f"storage={tmp_path}"]))
+    for chosen in experiments(file):
+        with pytest.raises(ConfigError, match=r"data\.manifest: null; name the manifest of your"):
+            prepare_manifest(chosen)
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: f"{file.parent.name}/{file.stem}")

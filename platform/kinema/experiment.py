@@ -33,16 +33,38 @@ METHODS_VERSION = 4
 
 
 class DataConfig(Config):
-    """Which videos. Without a manifest the embedded known-answer set is made and used."""
+    """Which videos: those of a manifest, or else the known-answer set where its settings are."""
 
     manifest: str | None = Field(None, description="Parquet manifest, path or URI")
-    synthetic: SyntheticConfig = SyntheticConfig()
+    synthetic: SyntheticConfig | None = Field(
+        None,
+        description="the embedded known-answer set, made where no manifest is named; {} for its"
+        " defaults. A paper's experiment has none: its videos must be named",
+    )
     reduce: Reduce = Field("clip", description="how per-frame motion boxes become a clip's box")
     selection: Literal["holdout", "official"] = Field(
         "holdout",
         description="choose the best epoch on a held-out tenth of the training clips where there "
         "is no validation split, or (the papers' way) on the split that is also tested",
     )
+
+    def require_videos(self, where: str = "data") -> None:
+        """Make sure that some videos are named.
+
+        Args:
+            where: the section's key, for the message.
+
+        Raises:
+            ConfigError: there is neither a manifest nor a known-answer set.
+        """
+        if self.manifest is None and self.synthetic is None:
+            raise ConfigError(
+                [
+                    f"{where}.manifest: null; name the manifest of your videos"
+                    f" (jobs/index_videos.py makes it), or set {where}.synthetic={{}} for the"
+                    " known-answer set"
+                ]
+            )
 
 
 class ExtractionConfig(Config):

@@ -115,6 +115,12 @@ def is_complete(outcome: Mapping[str, Any]) -> bool:
     return bool(outcome.get("comparable", True))
 
 
+def final_result(experiment: Experiment, manifest_digest: str) -> dict[str, Any] | None:
+    """The result of a run that has nothing left to do, or None."""
+    done = result(experiment, manifest_digest)
+    return done if done is not None and is_complete(done) else None
+
+
 def run_stages(experiment: Experiment, manifest_uri: str, reporter: Reporter) -> dict[str, Any]:
     """Do what is still to do of an experiment; returns its result and writes it to `run_uri`.
 

@@ -29,24 +29,35 @@ def pixels(axis) -> np.ndarray:
     return np.ma.filled(axis.images[-1].get_array().astype(float), np.nan)
 
 
+def corners(box: Rectangle) -> list[float]:
+    return [*box.get_xy(), *np.add(box.get_xy(), (box.get_width(), box.get_height()))]
+
+
 def test_rows_are_frame_and_box_motion_visible_and_target() -> None:
     boxes = np.array([[4.0, 4.0, 20.0, 28.0], [8.0, 0.0, 16.0, 8.0]])
     points = np.stack(np.meshgrid(np.arange(4, 32, 8), np.arange(4, 32, 8)), -1).reshape(-1, 2)
     field = SlotField(points.astype(float), np.arange(32.0).reshape(2, 16))
-    seen = ClipMotion(ClipBoxes(boxes[0], boxes, False), field)
-    given = sample()
+    union = np.array([4.0, 0.0, 20.0, 28.0])
+    seen = ClipMotion(ClipBoxes(union, boxes, False), field)
+    given = sample(statistics={"inside_ratio": 0.25, "inside_share": 0.5, "clipped_share": 1.0})
     figure = clip_figure(given, seen, PixelTarget(), VIT)
+    assert figure.get_suptitle() == (
+        "clip#0.0\nhidden: 31.2%, inside the clip's box 25.0%; the box holds 50.0% of the tokens;"
+        " the asked share does not fit"
+    )
     axes = np.array(figure.axes).reshape(4, 2)
     assert [axis.get_ylabel() for axis in axes[:, 0]] == [
-        "frame, box", "motion", "visible", "target: pixel",
+        "frame, boxes", "motion to 31.0 px", "visible", "target: pixel",
     ]  # fmt: skip
     for slot in range(2):
-        (box,) = [p for p in axes[0, slot].patches if isinstance(p, Rectangle)]
-        assert [*box.get_xy(), *np.add(box.get_xy(), (box.get_width(), box.get_height()))] == (
-            boxes[slot].tolist()
-        )
-        moving = field.magnitude[slot].reshape(4, 4)
-        np.testing.assert_allclose(pixels(axes[1, slot]), moving / moving.max())
+        own, whole = [p for p in axes[0, slot].patches if isinstance(p, Rectangle)]
+        (masked,) = [p for p in axes[2, slot].patches if isinstance(p, Rectangle)]
+        styles = [box.get_linestyle() for box in (own, whole, masked)]
+        assert styles == ["solid", "dashed", "dashed"]
+        assert corners(own) == boxes[slot].tolist()
+        assert corners(whole) == corners(masked) == union.tolist()
+        np.testing.assert_array_equal(pixels(axes[1, slot]), field.magnitude[slot].reshape(4, 4))
+        assert axes[1, slot].images[-1].get_clim() == (0, 31)
         assert axes[1, slot].images[-1].get_extent() == [0, 32, 32, 0]
         assert (axes[1, slot].get_xlim(), axes[1, slot].get_ylim()) == ((0, 32), (32, 0))
         frame = given.clip[:, 2 * slot].transpose(1, 2, 0)
@@ -78,7 +89,8 @@ def test_flow_is_drawn_where_the_mask_saw_no_field() -> None:
 
     figure = clip_figure(sample(), ClipMotion(), PixelTarget(), VIT, estimator)
     assert len(calls) == 2
-    assert [figure.axes[index].get_ylabel() for index in (0, 2)] == ["frame", "motion"]
+    assert [axis.get_ylabel() for axis in figure.axes[:4:2]] == ["frame", "motion to 4.2 px"]
+    assert figure.get_suptitle() == "clip#0.0\nhidden: 31.2%"
     assert pixels(figure.axes[2])[0, 0] == pytest.approx(np.hypot(3, 3))
     assert not [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
 

@@ -11,10 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from kinema.config import load
 from kinema.errors import ClusterError
-from kinema.pipelines.cluster import connect, max_concurrent_trials, require, start_local
+from kinema.experiment import SweepExperiment
+from kinema.pipelines import prepare
+from kinema.pipelines.cluster import (
+    connect,
+    max_concurrent_trials,
+    require,
+    require_trial,
+    start_local,
+)
 from kinema.pipelines.ports import HIGHEST, LOWEST, free_ports
+from kinema.pipelines.single import run_experiment
+from kinema.pipelines.sweep import sweep
 
+DEMO = Path(__file__).resolve().parents[2] / "experiments/demo"
 DRIVER = {"CPU": 0.01}
 
 
@@ -93,6 +105,33 @@ def test_figure_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "3 of 4 trials at a time: each takes CPU 0.51" in capsys.readouterr().out
     with pytest.raises(ClusterError, match=r"can never start: each takes CPU 4\.01"):
         max_concurrent_trials([{"CPU": 1}] * 4, DRIVER, 4)
+    with pytest.raises(ClusterError, match=r"each takes CPU 2\.01 with its driver"):
+        require_trial([{"CPU": 1}] * 2, DRIVER, "each trial")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("compute", "reason"),
+    [
+        ("{use_gpu: true}", "asks for 1 x .CPU 1, GPU 1., but the cluster has no GPU"),
+        ("{num_workers: 3}", "that is CPU 3 in all and the cluster has CPU 2"),
+    ],
+)
+def test_what_a_run_cannot_have_is_told_before_motion_is_extracted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compute: str, reason: str
+) -> None:
+    monkeypatch.setattr(prepare, "extract", lambda *_, **__: pytest.fail("extracted"))
+    given = [
+        f"storage={tmp_path}",
+        f"compute={compute}",
+        "data.synthetic={num_train: 32, num_validation: 8, num_test: 8}",
+    ]
+    chosen = load(SweepExperiment, DEMO / "sweep_mask_ratio.yaml", given)
+    with pytest.raises(ClusterError, match=reason):
+        sweep(chosen)
+    with pytest.raises(ClusterError, match=reason):
+        run_experiment(chosen.base(), "alone")
 
 
 _OWN_CLUSTER = """

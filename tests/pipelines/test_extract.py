@@ -53,10 +53,14 @@ def test_only_what_is_new_or_changed_is_extracted(
     paths = [write_video(tmp_path / f"v{index}.mp4", step=2 + index) for index in range(6)]
     manifest = write_manifest(tmp_path / "manifest.parquet", paths)
     root = str(tmp_path / "root")
+    store = extract(manifest, CONFIG, root, only={"v1", "v4"}, num_cpus=1)
+    assert stored_ids(store) == Counter(["v1", "v4"])
+    assert len(store.open(["v1", "v4"]).boxes("v4").frames) == 7
+    assert "2 videos, 0 done before, 2 to do on 1 core" in capsys.readouterr().out
     store = extract(manifest, CONFIG, root, num_cpus=2)
     assert stored_ids(store) == Counter(path.stem for path in paths)
     assert len(store.open(["v0"]).boxes("v0").frames) == 7
-    assert "6 videos, 0 done before, 6 to do on 2 cores" in capsys.readouterr().out
+    assert "6 videos, 2 done before, 4 to do on 2 cores" in capsys.readouterr().out
 
     before = part_files(store)
     extract(manifest, CONFIG, root, num_cpus=1)

@@ -89,6 +89,25 @@ def test_other_bytes_are_other_videos() -> None:
     assert leak == [Check("leak", "b", "/v/b", "test", "shows the very frames of a (train)")]
 
 
+def test_the_same_frames_under_other_labels_are_named() -> None:
+    rows = [
+        row("a", digest="x", label=0),
+        row("b", digest="x", label=1),
+        row("c", digest="x", label=0),
+        row("d", digest="x", label=2, split="test"),
+    ]
+    found = [check for check in doubtful(rows, ["run", "jump", "swim"]) if check.path]
+    assert [(check.kind, check.id, check.detail) for check in found] == [
+        (
+            "relabelled",
+            "b",
+            "shows the very frames of a (train) as class 'jump'; there it is 'run'",
+        ),
+        ("duplicate", "c", "shows the very frames of a (train)"),
+        ("leak", "d", "shows the very frames of a (train) as class 'swim'; there it is 'run'"),
+    ]
+
+
 def test_classes_without_videos_are_told_by_split() -> None:
     rows = [row("a", label=0), row("b", label=2, split="test"), row("c", split="validation")]
     found = doubtful(rows, ["run", "jump", "swim", "dive"])

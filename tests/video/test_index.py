@@ -41,6 +41,11 @@ def test_index_writes_manifest_and_failures(
     assert Manifest.read(str(tmp_path / "n.parquet")).digest == manifest.digest
 
 
+def test_a_manifest_is_named_as_what_it_is() -> None:
+    with pytest.raises(ConfigError, match=r"output String should match pattern .*not 'x\.csv'"):
+        load(IndexConfig, None, ["dataset={name: folders, source: v}", "output=x.csv"])
+
+
 def test_index_of_lists_takes_names_groups_and_few_failures(tmp_path: Path, data_set: Path) -> None:
     train = write(tmp_path / "train.csv", "train/jump/a.mp4 1\ntrain/run/a.mp4 0\n")
     test = write(tmp_path / "test.csv", "test/run/S2_c.mp4 0\ntest/run/gone.mp4 0\n")
@@ -293,6 +298,24 @@ def test_a_share_of_every_class_is_held_out_whatever_the_order() -> None:
     assert {source.id for source in again if source.split == "test"} == tested
     more = {source.id for source in hold_out_test(sources, 0.4) if source.split == "test"}
     assert tested < more
+
+
+def test_files_of_the_same_bytes_stay_in_one_split(tmp_path: Path) -> None:
+    for number in range(6):
+        write_video(tmp_path / "v/run" / f"{number}.mp4", num_frames=4 + number)
+        for copy in "abc":
+            twin = tmp_path / "v/run" / f"{number}{copy}.mp4"
+            twin.write_bytes((tmp_path / "v/run" / f"{number}.mp4").read_bytes())
+    dataset = {"name": "folders", "source": str(tmp_path / "v")}
+    output = tmp_path / "m.parquet"
+    assert index(IndexConfig(dataset=dataset, output=str(output), test_share=0.3)) == 0
+    rows = pq.read_table(output).to_pylist()
+    splits = {
+        row["digest"]: {r["split"] for r in rows if r["digest"] == row["digest"]} for row in rows
+    }
+    assert sorted(splits.values(), key=sorted) == [{"test"}] * 2 + [{"train"}] * 4
+    kinds = pq.read_table(tmp_path / "m.checks.parquet")["kind"].to_pylist()
+    assert kinds == ["duplicate"] * 18
 
 
 def test_whole_groups_are_held_out() -> None:

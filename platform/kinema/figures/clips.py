@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,12 @@ def clip_figure(
     vit: ViTConfig,
     estimator: Estimator | None = None,
 ) -> Figure:
-    """One column per slot, four rows: frame and box, motion, visible tokens, target.
+    """One column per slot, four rows: frame and boxes, motion, visible tokens, target.
 
-    A row without a box, or without motion, says so: the mask may read none.
+    A slot's own box is a line; the clip's box, by which a motion-box mask goes, is dashed. The
+    title says what is hidden of it, and where it had to be made up. A row without a box, or without
+    motion, says so: the mask may read none. All slots share one scale of motion; the row's title
+    gives its brightest value.
 
     Args:
         sample: with a mask, and what the target asked for.
@@ -54,10 +58,11 @@ def clip_figure(
     predicted = _predicted(sample, target, vit)
     figure = Figure((TILE * grid.slots + 1.0, 4 * TILE + 0.5), layout="compressed")
     axes: Any = figure.subplots(4, grid.slots, squeeze=False)
-    moving = seen.field is not None or estimator is not None
+    motion = _motion(sample, seen.field, vit, estimator)
+    strongest = max((float(np.nanmax(part, initial=0)) for part in motion), default=0.0)
     titles = (
-        "frame" if seen.boxes is None else "frame, box",
-        "motion" if moving else "motion: none read",
+        "frame" if seen.boxes is None else "frame, boxes",
+        f"motion to {strongest:.1f} px" if motion else "motion: none read",
         "visible",
         f"target: {target.name}",  # type: ignore[attr-defined]
     )
@@ -71,27 +76,66 @@ def clip_figure(
         shown: Any = {"extent": (0, size, size, 0)}
         column[0].imshow(frames[slot], **shown)
         if seen.boxes is not None:
-            left, top, right, bottom = seen.boxes.boxes[slot]
-            column[0].add_patch(
-                Rectangle((left, top), right - left, bottom - top, fill=False, color=BOX, lw=1.2)
-            )
+            _draw_box(column[0], seen.boxes.boxes[slot], "solid")
+            _draw_box(column[0], seen.boxes.box, "dashed")
+            _draw_box(column[2], seen.boxes.box, "dashed")
         column[1].imshow(frames[slot].mean(axis=-1), cmap="gray", alpha=0.5, **shown)
-        if seen.field is not None:
-            _draw_field(column[1], seen.field, slot, size)
-        elif estimator is not None:
-            pair = (slot * vit.tubelet_size, (slot + 1) * vit.tubelet_size - 1)
-            grey = [
-                to_grey(np.ascontiguousarray(sample.clip[:, i].transpose(1, 2, 0))) for i in pair
-            ]
-            flow = np.linalg.norm(estimator(*grey), axis=-1)
-            column[1].imshow(flow, cmap="inferno", alpha=0.8, **shown)
+        if motion:
+            extent = (0, size, size, 0) if seen.field is None else _extent(seen.field, size)
+            column[1].imshow(
+                motion[slot],
+                cmap="inferno",
+                vmin=0,
+                vmax=max(strongest, 1e-9),
+                alpha=0.8,
+                extent=extent,
+                interpolation="nearest",
+            )
+            column[1].set(xlim=(0, size), ylim=(size, 0))
         hidden = mask[slot].repeat(vit.patch_size, 0).repeat(vit.patch_size, 1)[..., None]
         veiled = np.where(hidden, HIDDEN * 128 + (1 - HIDDEN) * frames[slot], frames[slot])
         column[2].imshow(veiled.astype(np.uint8), **shown)
         column[3].imshow(predicted[slot], cmap="magma", vmin=0, vmax=np.nanmax(predicted), **shown)
         _draw_tracks(column[3], sample, slot, mask[slot], vit)
-    figure.suptitle(sample.key, fontsize=8)
+    figure.suptitle(f"{sample.key}\n{_told(sample, seen)}", fontsize=8)
     return figure
+
+
+def _told(sample: Sample, seen: ClipMotion) -> str:
+    """What the mask hides."""
+    known = sample.statistics or {}
+    assert sample.mask is not None
+    parts = [f"hidden: {sample.mask.mean():.1%}"]
+    if seen.boxes is not None and not math.isnan(known.get("inside_ratio", math.nan)):
+        parts[0] += f", inside the clip's box {known['inside_ratio']:.1%}"
+        parts.append(f"the box holds {known['inside_share']:.1%} of the tokens")
+    if known.get("clipped_share"):
+        parts.append("the asked share does not fit")
+    if known.get("fallback_share"):
+        parts.append("FALLBACK: nothing moves in view")
+    return "; ".join(parts)
+
+
+def _draw_box(axis: Any, box: npt.NDArray[np.float64], style: str) -> None:
+    left, top, right, bottom = box
+    axis.add_patch(
+        Rectangle((left, top), right - left, bottom - top, fill=False, color=BOX, lw=1.2, ls=style)
+    )
+
+
+def _motion(
+    sample: Sample, field: SlotField | None, vit: ViTConfig, estimator: Estimator | None
+) -> list[npt.NDArray[np.float64]]:
+    """How far what is seen moves within each slot, in pixels; empty where nobody knows."""
+    slots = range(vit.grid.slots)
+    if field is not None:
+        return [_cells(field, slot) for slot in slots]
+    if estimator is None:
+        return []
+    ends = [(slot * vit.tubelet_size, (slot + 1) * vit.tubelet_size - 1) for slot in slots]
+    frames = sample.clip.transpose(1, 2, 3, 0)
+    grey = [[to_grey(np.ascontiguousarray(frames[i])) for i in pair] for pair in ends]
+    return [np.linalg.norm(estimator(*pair), axis=-1).astype(np.float64) for pair in grey]
 
 
 def _predicted(sample: Sample, target: TargetRule, vit: ViTConfig) -> npt.NDArray[Any]:
@@ -117,20 +161,22 @@ def _predicted(sample: Sample, target: TargetRule, vit: ViTConfig) -> npt.NDArra
     return strength.reshape(vit.grid.slots, vit.grid.height, vit.grid.width)
 
 
-def _draw_field(axis: Any, field: SlotField, slot: int, size: int) -> None:
-    """Cells of the field, the slot's strongest one brightest."""
-    # as one picture: squares drawn one by one leave seams
+def _cells(field: SlotField, slot: int) -> npt.NDArray[np.float64]:
+    """A field as one picture: squares drawn one by one leave seams."""
     (xs, column), (ys, row) = (
         np.unique(places.round(3), return_inverse=True) for places in field.points.T
     )
     cells = np.full((len(ys), len(xs)), np.nan)
-    cells[row, column] = field.magnitude[slot] / max(float(field.magnitude[slot].max()), 1e-9)
-    (left, right), (top, bottom) = (_edges(places, size) for places in (xs, ys))
-    extent = (left, right, bottom, top)
-    axis.imshow(
-        cells, cmap="inferno", vmin=0, vmax=1, alpha=0.8, extent=extent, interpolation="nearest"
+    cells[row, column] = field.magnitude[slot]
+    return cells
+
+
+def _extent(field: SlotField, size: int) -> tuple[float, float, float, float]:
+    """Where that picture lies: left, right, bottom, top."""
+    (left, right), (top, bottom) = (
+        _edges(np.unique(places.round(3)), size) for places in field.points.T
     )
-    axis.set(xlim=(0, size), ylim=(size, 0))
+    return (left, right, bottom, top)
 
 
 def _edges(centres: npt.NDArray[np.float64], size: int) -> tuple[float, float]:

@@ -37,7 +37,7 @@ class IndexBoxesConfig(Config):
 
     annotation: Annotation = Field(description="format of the files")
     files: list[str] = Field(min_length=1, description="published files; paths or URIs")
-    output: str = Field(description="Parquet file to write, path or URI")
+    output: str = Field(pattern=r"\.parquet$", description="Parquet file to write, path or URI")
     manifest: str | None = Field(
         None,
         description="Parquet manifest whose ids, frames and pixels the boxes get. A video is known"

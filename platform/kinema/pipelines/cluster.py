@@ -28,6 +28,7 @@ from kinema.pipelines.capacity import (
     shortage,
 )
 from kinema.pipelines.ports import free_ports
+from kinema.wording import counted
 
 TRIAL_DRIVER = "trial_driver"
 """Resource that the processes which drive trials take, so that they take no share of a CPU."""
@@ -305,14 +306,34 @@ def max_concurrent_trials(per_trial: Sequence[Bundle], driver: Bundle, wanted: i
     Raises:
         ClusterError: not even one trial fits: it would wait for ever.
     """
+    count, reason = _trials_that_fit(per_trial, driver, wanted)
+    print(f"{count} of {counted(wanted, 'trial')} at a time: {reason}", flush=True)
+    return count
+
+
+def require_trial(per_trial: Sequence[Bundle], driver: Bundle, what: str) -> None:
+    """Make sure that one trial can run: its workers, and beside them its own process.
+
+    Args:
+        per_trial: as in `max_concurrent_trials`.
+        driver: as there.
+        what: asks for it, for the message.
+
+    Raises:
+        ClusterError: it never can.
+    """
+    require(per_trial, what)
+    _trials_that_fit(per_trial, driver, 1)
+
+
+def _trials_that_fit(per_trial: Sequence[Bundle], driver: Bundle, wanted: int) -> tuple[int, str]:
     count, reason = concurrency(per_trial, driver, wanted, nodes())
     if count == 0:
         raise ClusterError(
             f"a trial can never start: {reason}. Ask for less (compute.*) or use a larger cluster "
             f"(RAY_ADDRESS). {_counted()}"
         )
-    print(f"{count} of {wanted} trial{'s' if wanted != 1 else ''} at a time: {reason}", flush=True)
-    return count
+    return count, reason
 
 
 def _counted() -> str:

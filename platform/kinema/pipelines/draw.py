@@ -12,7 +12,7 @@ from kinema.errors import ConfigError
 from kinema.experiment import AnyExperiment
 from kinema.figures.clips import clip_figure
 from kinema.motion.flow import AnnotatedBoxes, CodecVectors
-from kinema.pipelines.prepare import prepare, start
+from kinema.pipelines.prepare import extract_motion, prepare_manifest, start
 from kinema.training.data import ClipSource, TrainingClips
 from kinema.training.frames import FrameCache
 from kinema.training.order import SampleKey
@@ -30,7 +30,7 @@ class DrawExperiment(AnyExperiment):
 
 
 def draw(experiment: DrawExperiment) -> list[str]:
-    """Extract what is missing, draw, and return the pictures' URIs.
+    """Extract the drawn clips' motion where it is missing, draw, and return the pictures' URIs.
 
     Raises:
         ConfigError: the experiment does not pretrain, or there is nothing to draw.
@@ -39,11 +39,13 @@ def draw(experiment: DrawExperiment) -> list[str]:
         raise ConfigError(["pretrain: null; only pretraining's clips are drawn"])
     chosen = experiment.resolved()
     start(chosen, experiment.output)
-    prepared = prepare([chosen], reads_motion=lambda _: True)
-    manifest = Manifest.read(prepared.manifest_uri)
+    uri = prepare_manifest(chosen)
+    manifest = Manifest.read(uri)
     entries = manifest.select("train").rows() or manifest.rows()
     step = max(1, len(entries) // experiment.num_clips)
     entries = entries[::step][: experiment.num_clips]
+    if chosen.motion is not None:
+        extract_motion(uri, chosen.motion, chosen, only={entry.id for entry in entries})
     assert chosen.pretrain is not None
     fields = chosen.motion.fields if chosen.motion else None
     source = ClipSource(

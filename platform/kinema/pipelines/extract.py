@@ -6,6 +6,7 @@ parameters and the extractor's version is done. `over_videos` does the rest.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 from kinema.errors import StoreError
@@ -27,6 +28,7 @@ def extract(
     motion_config: MotionConfig,
     storage_root: str,
     *,
+    only: Collection[str] = (),
     num_cpus: int | None = None,
     timeout_s: float = 600.0,
     max_failure_ratio: float = 0.0,
@@ -37,6 +39,7 @@ def extract(
     video of another manifest. Videos that fail are listed, and tried again the next time.
 
     Args:
+        only: ids of the videos to see to, where others are to wait; all by default.
         num_cpus: cores to use; all that the cluster has or can have by default.
         timeout_s: limit per video.
         max_failure_ratio: share of the manifest's videos that may fail.
@@ -56,6 +59,8 @@ def extract(
     before = store.existing()
     current = digests([entry for entry in entries if entry.id in before], digest)
     done = {id: made for id, made in current.items() if made is not None and made in before[id]}
+    if only:
+        entries = [entry for entry in entries if entry.id in only]
     todo = [entry for entry in entries if entry.id not in done]
     job = VideoJob(Packed.of(extract_one, work), store.write_part, timeout_s)
     failures = run_over("motion", len(entries), todo, job, num_cpus)

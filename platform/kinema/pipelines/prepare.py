@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -128,16 +128,24 @@ def prepare(
         for experiment in experiments:
             check(experiment, manifest)
     for config, experiment in _distinct_motion(e for e in experiments if reads_motion(e)):
-        run = experiment.extraction
-        extract(
-            uri,
-            config,
-            experiment.root,
-            num_cpus=run.num_cpus,
-            timeout_s=run.timeout_s,
-            max_failure_ratio=run.max_failure_ratio,
-        )
+        extract_motion(uri, config, experiment)
     return Prepared(uri, manifest)
+
+
+def extract_motion(
+    manifest_uri: str, config: MotionConfig, experiment: Experiment, only: Collection[str] = ()
+) -> None:
+    """Extract a kind of motion as the experiment's settings say; see `extract`."""
+    run = experiment.extraction
+    extract(
+        manifest_uri,
+        config,
+        experiment.root,
+        only=only,
+        num_cpus=run.num_cpus,
+        timeout_s=run.timeout_s,
+        max_failure_ratio=run.max_failure_ratio,
+    )
 
 
 class HasData(HasRoot, Protocol):
@@ -150,10 +158,16 @@ class HasData(HasRoot, Protocol):
 
 
 def prepare_manifest(experiment: HasData) -> str:
-    """URI of the manifest; the embedded known-answer set is made when none is named."""
+    """URI of the manifest; the embedded known-answer set is made when none is named.
+
+    Raises:
+        ConfigError: neither is named.
+    """
     if experiment.data.manifest is not None:
         return storage.absolute(experiment.data.manifest)
+    experiment.data.require_videos()
     synthetic = experiment.data.synthetic
+    assert synthetic is not None
     root = storage.join(experiment.root, "synthetic", fingerprint(synthetic, SYNTHETIC_VERSION))
     return make(synthetic, root)
 

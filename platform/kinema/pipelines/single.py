@@ -10,7 +10,7 @@ from kinema.experiment import Experiment, run_key
 from kinema.pipelines.prepare import check_encoders, prepare, start
 from kinema.pipelines.study import begin, close, encoder_note, give_up
 from kinema.pipelines.tracker import start_tracker
-from kinema.pipelines.train import train
+from kinema.pipelines.train import check_run, train
 from kinema.video.sources import SPLITS
 from kinema.wording import counted
 
@@ -49,11 +49,11 @@ def complete(experiment: Experiment, name: str) -> tuple[dict[str, Any], str]:
     Returns:
         Its result, and the folder of everything it leaves behind.
     """
-    prepared = prepare([experiment], trial.check_clips)
+    prepared = prepare([experiment], check_run)
     digest = prepared.manifest.digest
     tracker, key = start_tracker(experiment.root, experiment.name), run_key(experiment, digest)
-    done, folder = trial.result(experiment, digest), trial.run_uri(experiment, digest)
-    if done is not None and trial.is_complete(done):
+    done, folder = trial.final_result(experiment, digest), trial.run_uri(experiment, digest)
+    if done is not None:
         print(f"{name}: found done, not repeated", flush=True)
         if tracker.is_finished(key):
             return done, folder

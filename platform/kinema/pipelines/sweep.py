@@ -25,8 +25,16 @@ from kinema.experiment import (
 )
 from kinema.pipelines.prepare import Prepared, check_encoders, prepare, start
 from kinema.pipelines.study import SweepStudy
-from kinema.pipelines.tuning import Trial, check_trials, run_trials, scheduler_of, training
+from kinema.pipelines.tuning import (
+    Trial,
+    check_trials,
+    require_room,
+    run_trials,
+    scheduler_of,
+    training,
+)
 from kinema.randomness import keyed_rng
+from kinema.video.manifest import Manifest
 
 
 def plan(experiment: SweepExperiment) -> list[Trial]:
@@ -165,7 +173,7 @@ def sweep(experiment: SweepExperiment) -> int:
     trials = plan(experiment)
     check_encoders(item.experiment for item in trials)
     start(trials[0].experiment)
-    prepared = prepare([item.experiment for item in trials], trial.check_clips)
+    prepared = prepare([item.experiment for item in trials], _check_trial)
     study = SweepStudy(experiment, trials, prepared)
     try:
         unfinished = study.settle(trials)
@@ -182,6 +190,13 @@ def sweep(experiment: SweepExperiment) -> int:
         study.abandon(error)
         raise
     return 0 if all(row["status"] == "done" for row in rows) else 1
+
+
+def _check_trial(experiment: Experiment, manifest: Manifest) -> None:
+    """Said before motion is extracted: it may take hours."""
+    trial.check_clips(experiment, manifest)
+    if trial.final_result(experiment, manifest.digest) is None:
+        require_room(experiment, experiment.name)
 
 
 def _pretrain_shared(

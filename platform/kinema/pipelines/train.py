@@ -28,7 +28,8 @@ from kinema.experiment import Experiment, run_key
 from kinema.pipelines.cluster import require
 from kinema.pipelines.tracker import RemoteTracker
 from kinema.training.engine import META_FILE
-from kinema.trial import is_complete, result, run_stages, run_uri
+from kinema.trial import check_clips, final_result, result, run_stages, run_uri
+from kinema.video.manifest import Manifest
 
 TALK_EVERY_S = 10.0
 SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
@@ -122,6 +123,18 @@ def bundles(experiment: Experiment) -> list[dict[str, float]]:
     return [bundle] * compute.num_workers
 
 
+def check_run(experiment: Experiment, manifest: Manifest) -> None:
+    """Make sure, before motion is extracted, that a run has clips and workers; see `train`.
+
+    Raises:
+        ConfigError: as `check_clips`.
+        ClusterError: the run is not done, and the cluster can never give its workers.
+    """
+    check_clips(experiment, manifest)
+    if final_result(experiment, manifest.digest) is None:
+        require(bundles(experiment), f"training run {run_key(experiment, manifest.digest)}")
+
+
 def train(
     experiment: Experiment,
     manifest_uri: str,
@@ -141,8 +154,8 @@ def train(
         TrainingError: the workers failed more often than `compute.max_failures`, or in a way that
             would come again.
     """
-    done = result(experiment, manifest_digest)
-    if done is not None and is_complete(done):
+    done = final_result(experiment, manifest_digest)
+    if done is not None:
         return done
     key = run_key(experiment, manifest_digest)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # which prints every line twice

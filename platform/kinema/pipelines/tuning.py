@@ -19,7 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 from kinema import storage
 from kinema.errors import ConfigError, KinemaError
 from kinema.experiment import Experiment, SweepExperiment
-from kinema.pipelines.cluster import TRIAL_DRIVER, max_concurrent_trials, require
+from kinema.pipelines.cluster import TRIAL_DRIVER, max_concurrent_trials, require_trial
 from kinema.pipelines.prepare import Prepared
 from kinema.pipelines.tracker import RemoteTracker
 from kinema.pipelines.train import bundles, train
@@ -106,9 +106,8 @@ def run_trials(
     check_trials(trials)
     if not trials:
         return {}
-    per_trial = bundles(trials[0].experiment)
-    require(per_trial, f"each trial of {study.name}")
-    driver = driver_resources()
+    require_room(trials[0].experiment, study.name)
+    per_trial, driver = bundles(trials[0].experiment), driver_resources()
     wanted = min(max_concurrent or len(trials), len(trials))
     concurrent = max_concurrent_trials(per_trial, driver, wanted)
     by_name = {item.name: item for item in trials}
@@ -136,6 +135,15 @@ def run_trials(
     )
     tuner.fit()
     return progress.failures
+
+
+def require_room(experiment: Experiment, study: str) -> None:
+    """Make sure that the cluster can give what a trial of a study asks for.
+
+    Raises:
+        ClusterError: it never can.
+    """
+    require_trial(bundles(experiment), driver_resources(), f"each trial of {study}")
 
 
 def driver_resources() -> dict[str, float]:

@@ -18,13 +18,14 @@ from kinema.pipelines.reencode import reencode_all
 from kinema.pipelines.report import report
 from kinema.video.encode import ENCODER_VERSION, EncodeConfig
 from kinema.video.manifest import Manifest
+from kinema.video.synthetic import SyntheticConfig
 from kinema.wording import counted
 
 
 class VideosConfig(ExtractionConfig):
     """Which videos, and where results go."""
 
-    data: DataConfig = DataConfig()
+    data: DataConfig = DataConfig(synthetic=SyntheticConfig())
     output: str | None = Field(
         None, description="folder or URI to write to; default: under storage, named after the work"
     )

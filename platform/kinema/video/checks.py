@@ -16,14 +16,23 @@ from kinema.video.rows import trimmed
 from kinema.video.sources import SPLITS, Source
 
 Kind = Literal[
-    "missing", "unreadable", "leak", "duplicate", "overlap", "length", "past_end", "unused_class"
+    "missing",
+    "unreadable",
+    "leak",
+    "relabelled",
+    "duplicate",
+    "overlap",
+    "length",
+    "past_end",
+    "unused_class",
 ]
 """In the order of the printed table.
 
 missing       the file does not exist
 unreadable    it exists and cannot be used; this is the quarantine list
 leak          shows frames that another split shows too, by the bytes of their files
-duplicate     shows the very frames that another entry of its split shows
+relabelled    shows the very frames that another entry of its split shows under another label
+duplicate     shows them under the same label
 overlap       shows some of them
 length        duration or number of frames is not what the annotation says
 past_end      the part to use ends after the file
@@ -78,6 +87,7 @@ class _Part:
     path: str
     split: str
     span: range
+    label: int | None
 
 
 def find_missing(sources: Sequence[Source]) -> list[Check]:
@@ -116,7 +126,7 @@ def find_doubtful(
     rows = table.to_pylist()
     claims = {source.id: source for source in sources}
     return [
-        *_same_frames(rows),
+        *_same_frames(rows, classes),
         *_wrong_lengths(rows, claims, tolerance),
         *_past_ends(rows),
         *_unused_classes(rows, classes),
@@ -154,17 +164,24 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _same_frames(rows: Sequence[dict[str, Any]]) -> Iterator[Check]:
+def _same_frames(rows: Sequence[dict[str, Any]], classes: Sequence[str] | None) -> Iterator[Check]:
     by_digest: dict[str, list[_Part]] = defaultdict(list)
     for row in rows:
         span = trimmed(row["num_frames"], row["fps"], row["start_s"], row["end_s"])
-        by_digest[row["digest"]].append(_Part(row["id"], row["path"], row["split"], span))
+        part = _Part(row["id"], row["path"], row["split"], span, row["label"])
+        by_digest[row["digest"]].append(part)
     for parts in by_digest.values():
         if len(parts) > 1:
-            yield from _overlaps(parts)
+            yield from _overlaps(parts, classes)
 
 
-def _overlaps(parts: Sequence[_Part]) -> Iterator[Check]:
+def _class(part: _Part, classes: Sequence[str] | None) -> str:
+    if part.label is None:
+        return "unknown"
+    return repr(classes[part.label]) if classes else str(part.label)
+
+
+def _overlaps(parts: Sequence[_Part], classes: Sequence[str] | None) -> Iterator[Check]:
     """Parts of one content that meet an earlier one, at most one finding per part and split."""
     furthest: dict[str, _Part] = {}
     first: dict[tuple[str, range], _Part] = {}
@@ -174,9 +191,15 @@ def _overlaps(parts: Sequence[_Part]) -> Iterator[Check]:
                 continue
             same = first.get((split, part.span))
             other = same or reaching
-            kind: Kind = "leak" if split != part.split else "duplicate" if same else "overlap"
             what = "shows the very frames of" if same else "shows some of the frames of"
-            yield Check(kind, part.id, part.path, part.split, f"{what} {other.id} ({split})")
+            detail = f"{what} {other.id} ({split})"
+            kind: Kind = "duplicate" if same else "overlap"
+            if same and same.label != part.label:
+                kind = "relabelled"
+                detail += f" as class {_class(part, classes)}; there it is {_class(same, classes)}"
+            if split != part.split:
+                kind = "leak"
+            yield Check(kind, part.id, part.path, part.split, detail)
         first.setdefault((part.split, part.span), part)
         reached = furthest.setdefault(part.split, part)
         if part.span.stop > reached.span.stop:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -33,7 +33,7 @@ class IndexConfig(Config):
     """What to index, and where the manifest goes."""
 
     dataset: Dataset = Field(description="what names the videos")
-    output: str = Field(description="Parquet file to write, path or URI")
+    output: str = Field(pattern=r"\.parquet$", description="Parquet file to write, path or URI")
     test_share: float = Field(
         0.0,
         ge=0,
@@ -77,8 +77,8 @@ def index(config: IndexConfig) -> int:
     """
     storage.check_writable(config.output, "output", "give another one", is_file=True)
     listing = config.dataset.read()
-    if config.test_share:
-        listing = replace(listing, sources=hold_out_test(listing.sources, config.test_share))
+    if config.test_share:  # what makes it impossible is said before the files are opened
+        hold_out_test(listing.sources, config.test_share)
     _require_names(listing)
     checks = find_missing(listing.sources)
     _require_files(listing, checks)
@@ -91,6 +91,9 @@ def index(config: IndexConfig) -> int:
         Check("unreadable", row["id"], row["path"], row["split"], row["why"])
         for row in failures.to_pylist()
     ]
+    if config.test_share:
+        present = hold_out_test(present, config.test_share, _same_content(table))
+        table = _with_splits(table, present)
     checks += find_doubtful(present, table, listing.classes, config.tolerance)
     _accept_failures(config, checks, listing, "missing or unreadable")
     _report(config, checks)
@@ -106,11 +109,19 @@ def index(config: IndexConfig) -> int:
     return 0
 
 
-def hold_out_test(sources: Sequence[Source], share: float) -> list[Source]:
+def hold_out_test(
+    sources: Sequence[Source], share: float, same_as: Mapping[str, str] | None = None
+) -> list[Source]:
     """The same with a fixed `share` of the training videos as the test split.
 
     Where the data set names groups, whole groups are taken; otherwise so many of each class, at
     least one. Larger shares contain the smaller ones; the order of the files changes nothing.
+
+    Args:
+        sources: the videos.
+        share: of them.
+        same_as: ids of videos -> id by which all with the same content go, so that these stay in
+            one split.
 
     Raises:
         ManifestError: the data set has a test or validation split of its own, or too few videos.
@@ -118,14 +129,19 @@ def hold_out_test(sources: Sequence[Source], share: float) -> list[Source]:
     own = sorted({source.split for source in sources} - {"train"})
     if own:
         raise ManifestError(f"the data set has a split {own[0]!r} of its own; leave out test_share")
+    same_as = same_as or {}
+
+    def member(source: Source) -> str:
+        return source.group or same_as.get(source.id, source.id)
+
     grouped = any(source.group is not None for source in sources)
     parts: dict[object, set[str]] = {}
     for source in sources:
         whole = None if grouped else source.label
-        parts.setdefault(whole, set()).add(source.group or source.id)
+        parts.setdefault(whole, set()).add(member(source))
     aside: set[str] = set()
     for label, members in parts.items():
-        ranked = sorted(members, key=lambda member: fingerprint("test split", member))
+        ranked = sorted(members, key=lambda name: fingerprint("test split", name))
         count = max(1, round(share * len(ranked)))
         if count == len(ranked):
             what = f"class {label}" if label is not None else "the data set"
@@ -135,9 +151,24 @@ def hold_out_test(sources: Sequence[Source], share: float) -> list[Source]:
             )
         aside.update(ranked[:count])
     return [
-        replace(source, split="test") if (source.group or source.id) in aside else source
-        for source in sources
+        replace(source, split="test") if member(source) in aside else source for source in sources
     ]
+
+
+def _same_content(table: pa.Table) -> dict[str, str]:
+    """Id of each video -> the first of those whose files have the same bytes."""
+    ids, digests = table["id"].to_pylist(), table["digest"].to_pylist()
+    first: dict[str, str] = {}
+    for digest, id in sorted(zip(digests, ids, strict=True)):
+        first.setdefault(digest, id)
+    return {id: first[digest] for id, digest in zip(ids, digests, strict=True)}
+
+
+def _with_splits(table: pa.Table, sources: Sequence[Source]) -> pa.Table:
+    split = {source.id: source.split for source in sources}
+    column = table.schema.get_field_index("split")
+    field = table.schema.field(column)
+    return table.set_column(column, field, pa.array([split[id] for id in table["id"].to_pylist()]))
 
 
 def _require_names(listing: Listing) -> None:
