@@ -1,7 +1,7 @@
 """Classify clips by their motion boxes alone, without a pixel: what do the boxes give away?
 
 python jobs/boxes_only.py                                          # demo size, known-answer set
-python jobs/boxes_only.py experiments/real/iri_gesture.yaml data.manifest=iri.parquet \
+python jobs/boxes_only.py experiments/real/iri_gesture.yaml data.manifest=iri.parquet \\
     control.protocol=leave_one_group_out
 """
 

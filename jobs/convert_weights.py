@@ -1,7 +1,7 @@
 """Bring weights in from VideoMAE or Hugging Face, or take them out to either, or to torch.export.
 
 python jobs/convert_weights.py source=checkpoint.pth output=encoder.safetensors
-python jobs/convert_weights.py source=best.safetensors layout=huggingface \
+python jobs/convert_weights.py source=best.safetensors layout=huggingface \\
     output=hf/model.safetensors
 """
 

@@ -1,7 +1,7 @@
 """Test a finetuned classifier: several views of every test video, each video exactly once.
 
 python jobs/evaluate.py                                # the demo run of jobs/finetune.py
-python jobs/evaluate.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parquet \
+python jobs/evaluate.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parquet \\
     checkpoint=best.safetensors evaluation.num_clips=5
 """
 

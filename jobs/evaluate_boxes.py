@@ -1,7 +1,7 @@
 """Compare motion boxes with annotated ones: IoU overall, by class, and the best and worst videos.
 
 python jobs/evaluate_boxes.py                                      # known-answer set
-python jobs/evaluate_boxes.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parquet \
+python jobs/evaluate_boxes.py experiments/mofo/ssv2.yaml data.manifest=ssv2.parquet \\
     boxes=boxes.parquet
 """
 

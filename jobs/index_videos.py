@@ -2,7 +2,7 @@ r"""Write the manifest of a data set: of lists, class folders, a table, or offic
 
 python jobs/index_videos.py dataset.name=folders dataset.source=path/to/videos output=all.parquet
 python jobs/index_videos.py dataset.name=list dataset.lists.train=train.csv output=all.parquet
-python jobs/index_videos.py dataset.name=ucf101 dataset.annotations=lists dataset.videos=videos \
+python jobs/index_videos.py dataset.name=ucf101 dataset.annotations=lists dataset.videos=videos \\
   dataset.fold=1 output=ucf101.parquet
 """
 

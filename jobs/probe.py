@@ -2,7 +2,7 @@
 
 python jobs/probe.py                                               # demo size, known-answer set
 python jobs/probe.py experiments/mme/ssv2.yaml data.manifest=ssv2.parquet probe.name=knn
-python jobs/probe.py experiments/mgm/k400.yaml data.manifest=ucf101.parquet \
+python jobs/probe.py experiments/mgm/k400.yaml data.manifest=ucf101.parquet \\
     pretrain=null encoder=path/encoder.safetensors probe.optimizer.name=lbfgs
 python jobs/probe.py pretrain=null                                 # random weights, the control
 """

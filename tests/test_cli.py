@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
@@ -158,6 +158,28 @@ def test_help_lists_every_key(option: str, capsys: pytest.CaptureFixture[str]) -
         "    encoder.depth: int = 4",
         "  precision: fp32 | bf16 = fp32",
         "  limit: int = null",
+    ]
+
+
+def test_help_names_types_as_one_writes_values(capsys: pytest.CaptureFixture[str]) -> None:
+    class Spec(Config):
+        sizes: tuple[Annotated[int, Field(gt=0)], ...] = (1, 2)
+        betas: tuple[float, float] = (0.9, 0.95)
+        axes: dict[str, list[Any]] = {}
+        skip: list[dict[Literal["row", "column"], str]] = []
+        parts: list[Annotated[Tube | Frame, Field(discriminator="name")]] = []
+        share: float | Literal["all"] | None = None
+
+    with pytest.raises(SystemExit):
+        cli.parse(Spec, ["--help"], default=None, description="d")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("Keys (type = default):") + 1 :] == [
+        "  sizes: [int, ...] = [1, 2]",
+        "  betas: [float, float] = [0.9, 0.95]",
+        "  axes: {str: [any, ...]} = {}",
+        "  skip: [{row | column: str}, ...] = []",
+        "  parts: [section, ...] = []",
+        "  share: float | all = null",
     ]
 
 

@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -192,6 +193,8 @@ def _default(key: Key) -> str:
     if isinstance(key.default, BaseModel):
         chosen = getattr(key.default, "name", None) if len(key.place.models) > 1 else None
         return f" = {chosen}" if chosen else ""
+    if isinstance(key.default, tuple):
+        return f" = {[*key.default]}"
     return f" = {'null' if key.default is None else key.default}"
 
 
@@ -203,9 +206,20 @@ def _type_name(place: Place) -> str:
 
 
 def _member_name(member: Any) -> str:
-    if get_origin(member) is Literal:
-        return " | ".join(str(value) for value in get_args(member))
+    """A type as one writes its values: `[float, ...]` for a list of numbers."""
+    origin, inner = get_origin(member), get_args(member)
+    if origin is Literal:
+        return " | ".join(str(value) for value in inner)
+    if origin is Annotated:
+        return _member_name(inner[0])
+    if origin in (Union, UnionType):
+        return " | ".join(dict.fromkeys(_member_name(one) for one in inner))
+    if origin is list:
+        return f"[{_member_name(inner[0])}, ...]"
+    if origin is tuple:
+        return f"[{', '.join('...' if one is ... else _member_name(one) for one in inner)}]"
+    if origin is dict:
+        return f"{{{_member_name(inner[0])}: {_member_name(inner[1])}}}"
     if isinstance(member, type) and issubclass(member, BaseModel):
         return "section"
-    plain = isinstance(member, type) and not get_args(member)
-    return str(member.__name__ if plain else member).replace("typing.", "")
+    return "any" if member is Any else str(member.__name__)

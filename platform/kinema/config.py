@@ -227,7 +227,8 @@ def _validate(
 
 def _describe(spec: type[BaseModel], item: dict[str, Any], origins: _Origins) -> str:
     """One line for one pydantic error: what is wrong, where it was written, what would be right."""
-    path, holder = written_path(spec, item["loc"])
+    is_key = item["loc"][-1:] == ("[key]",)
+    path, holder = written_path(spec, item["loc"][:-1] if is_key else item["loc"])
     dotted = ".".join(path)
     context = item.get("ctx", {})
     match item["type"]:
@@ -243,6 +244,8 @@ def _describe(spec: type[BaseModel], item: dict[str, Any], origins: _Origins) ->
             text = f"{dotted}.name is missing; known: {', '.join(holder.child(path[-1]).names)}"
         case "value_error":
             text = f"{dotted}: {context['error']}" if dotted else str(context["error"])
+        case "literal_error" if is_key:
+            text = f"unknown key '{dotted}'; known: {context['expected']}"
         case _:
             text = f"{dotted} {item['msg'].removeprefix('Input ')}, not {_shown(item['input'])}"
     while path and path not in origins and path[-1].isdecimal():

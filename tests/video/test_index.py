@@ -46,6 +46,11 @@ def test_a_manifest_is_named_as_what_it_is() -> None:
         load(IndexConfig, None, ["dataset={name: folders, source: v}", "output=x.csv"])
 
 
+def test_a_misspelt_split_is_told_which_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'dataset\.lists\.trian'; known: 'train',"):
+        load(IndexConfig, None, ["dataset={name: list, lists: {trian: x}}", "output=x.parquet"])
+
+
 def test_index_of_lists_takes_names_groups_and_few_failures(tmp_path: Path, data_set: Path) -> None:
     train = write(tmp_path / "train.csv", "train/jump/a.mp4 1\ntrain/run/a.mp4 0\n")
     test = write(tmp_path / "test.csv", "test/run/S2_c.mp4 0\ntest/run/gone.mp4 0\n")
