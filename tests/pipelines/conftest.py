@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 NUM_CPUS = 2
+
+
+@contextmanager
+def _letting_go() -> Iterator[None]:
+    """Processes that Ray forgets while they run, as after a start that failed, fail no later test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +50,8 @@ def cluster() -> Iterator[None]:
         )
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        start_local(NUM_CPUS, object_store_memory=200 * 2**20, _temp_dir=folder)
+        with _letting_go():
+            start_local(NUM_CPUS, object_store_memory=200 * 2**20, _temp_dir=folder)
         yield
-        ray.shutdown()
+        with _letting_go():
+            ray.shutdown()

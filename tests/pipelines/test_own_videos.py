@@ -70,7 +70,8 @@ def test_five_commands_lead_to_a_sweep(folder: Path, capsys: pytest.CaptureFixtu
     assert (len(manifest.select("train")), len(manifest.select("test"))) == (48, 16)
     assert manifest.num_classes == 8
     assert (folder / "pictures/000.png").stat().st_size > 10_000
-    assert "motion: 64 videos, 0 done before, 64 to do" in printed
+    assert "motion: 1 video, 0 done before, 1 to do" in printed  # the drawn clip
+    assert "motion: 64 videos, 1 done before, 63 to do" in printed
     assert "coverage    1.000" in printed
     results = {
         kind: [storage.read_json(str(uri)) for uri in folder.glob(f"storage/{kind}/*/result.json")]
