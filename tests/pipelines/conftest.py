@@ -17,7 +17,7 @@ NUM_CPUS = 2
 
 @contextmanager
 def _letting_go() -> Iterator[None]:
-    """Processes that Ray forgets while they run, as after a start that failed, fail no later test."""
+    """Processes that Ray forgets while they run, as after a failed start, fail no later test."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         yield
