@@ -99,6 +99,7 @@ def index(config: IndexConfig) -> int:
     _report(config, checks)
     _require_usable(config, checks, listing)
     _accept_leaks(config, checks)
+    _require_classes(checks, listing, table)
     if listing.classes is not None:
         table = with_classes(table, listing.classes)
     manifest = Manifest(table)
@@ -206,6 +207,20 @@ def _require_usable(config: IndexConfig, checks: Sequence[Check], listing: Listi
                 f"split '{split}': none of its files can be used ({counted(count, 'video')});"
                 f" listed in {_beside(config, 'failures')}; the first is {lost[0].path}:"
                 f" {lost[0].detail}. Mend them, or take the split out of the data set"
+            )
+
+
+def _require_classes(checks: Sequence[Check], listing: Listing, table: pa.Table) -> None:
+    """Without names of classes, one that loses all its videos would be forgotten, or be a gap."""
+    if listing.classes is not None:
+        return
+    left = set(table["label"].to_pylist())
+    label = {source.id: source.label for source in listing.sources}
+    for check in checks:
+        if check.kind in UNUSABLE and label[check.id] not in left:
+            raise ManifestError(
+                f"class {label[check.id]} has lost all its videos, such as {check.path}:"
+                f" {check.detail}. Mend them, or take the class out of the data set"
             )
 
 
