@@ -337,6 +337,20 @@ def test_files_of_the_same_bytes_stay_in_one_split(tmp_path: Path) -> None:
     assert kinds == ["duplicate"] * 18
 
 
+def test_the_test_split_is_taken_from_what_can_be_read(tmp_path: Path) -> None:
+    for number in range(4):
+        write_video(tmp_path / "v/run" / f"{number}.mp4", num_frames=4 + number)
+    dataset = {"name": "folders", "source": str(tmp_path / "v")}
+    output = tmp_path / "m.parquet"
+    settings = {"dataset": dataset, "output": str(output), "test_share": 0.25}
+    index(IndexConfig(**settings))
+    (held,) = (row for row in pq.read_table(output).to_pylist() if row["split"] == "test")
+    Path(held["path"]).write_bytes(b"")
+    index(IndexConfig(**settings, max_failure_ratio=0.25))
+    splits = pq.read_table(output)["split"].to_pylist()
+    assert sorted(splits) == ["test", "train", "train"]
+
+
 def test_whole_groups_are_held_out() -> None:
     held = hold_out_test([*named(30, 0, groups=5), *named(30, 1, groups=5)], 0.4)
     groups = {split: {s.group for s in held if s.split == split} for split in ("train", "test")}

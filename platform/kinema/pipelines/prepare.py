@@ -133,7 +133,10 @@ def prepare(
 
 
 def extract_motion(
-    manifest_uri: str, config: MotionConfig, experiment: Experiment, only: Collection[str] = ()
+    manifest_uri: str,
+    config: MotionConfig,
+    experiment: Experiment,
+    only: Collection[str] | None = None,
 ) -> None:
     """Extract a kind of motion as the experiment's settings say; see `extract`."""
     run = experiment.extraction
