@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import kinema
 from kinema.provenance import environment, git_state, installed_packages, standard_tags
 
 
@@ -44,6 +45,29 @@ def test_commit_and_dirty(repository: Path) -> None:
     state = git_state(repository)
     assert state is not None
     assert state.dirty
+
+
+def test_an_environment_within_somebodys_repository_is_not_theirs(repository: Path) -> None:
+    (repository / "a.txt").write_text("1")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "first")
+    package = repository / ".venv/kinema"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    assert git_state(repository) is not None
+    assert git_state(package) is None
+
+
+def test_the_commit_is_that_of_the_code_wherever_one_stands(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KINEMA_GIT_COMMIT", raising=False)
+    (repository / "a.txt").write_text("1")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "first")
+    here = git_state()
+    monkeypatch.chdir(repository)
+    assert git_state() == here == git_state(Path(str(kinema.__file__)).parent)
 
 
 def test_no_repository_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

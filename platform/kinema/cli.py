@@ -8,7 +8,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
 
 from pydantic import BaseModel
 
@@ -23,6 +34,15 @@ _USAGE_ERROR = 2
 _INTERRUPTED = 130
 _NOT_READ = 141
 """What a shell reports of a program that writes to a closed pipe."""
+
+
+@runtime_checkable
+class NamesVideos(Protocol):
+    """Settings that know whether the videos they are about are named."""
+
+    def require_videos(self) -> None:
+        """Raise ConfigError when they are not."""
+        ...
 
 
 def parse(
@@ -48,8 +68,8 @@ def parse(
             raises ConfigError for what the settings alone do not show.
 
     Raises:
-        ConfigError: the arguments or the settings are wrong, or a manifest that they name does not
-            exist; a dry run looks for none.
+        ConfigError: the arguments or the settings are wrong, or name no videos, or a manifest that
+            does not exist; a dry run asks for none.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
@@ -62,6 +82,8 @@ def parse(
     if "--dry-run" in arguments:
         _show(to_yaml(config))
         raise SystemExit(0)
+    if isinstance(config, NamesVideos):
+        config.require_videos()
     _require_manifests(config)
     _show(to_yaml(config))
     return config

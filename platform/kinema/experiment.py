@@ -242,6 +242,10 @@ class Experiment(Config):
         """Whether there is anything to do; a kind of experiment with a stage of its own has."""
         return self.pretrain is not None or self.finetune is not None
 
+    def require_videos(self) -> None:
+        """Make sure that videos are named; see `DataConfig.require_videos`."""
+        self.data.require_videos()
+
     def resolved(self) -> Self:
         """The same with every path absolute, as workers on other machines need it."""
         changed: dict[str, Any] = {"storage": self.root}

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 _TIMEOUT_S = 10
+_CODE = Path(__file__).resolve().parent
 _VERSIONS = ("ray", "torch", "deepspeed", "mlflow", "opencv-contrib-python-headless", "av", "numpy")
 COMMIT_VARIABLE = "KINEMA_GIT_COMMIT"
 """Set where a job runs on a copy without `.git`: the commit, `-dirty` appended when it was so."""
@@ -25,16 +26,18 @@ class GitState:
     dirty: bool
 
 
-def git_state(folder: str | Path = ".") -> GitState | None:
-    """Commit of the working tree that `folder` is in; None where there is no git or no commit.
+def git_state(folder: str | Path = _CODE) -> GitState | None:
+    """Commit of the working tree whose files `folder` holds: this package's, by default.
 
-    Ray ships a job's working directory without `.git`, so `KINEMA_GIT_COMMIT` may name it instead.
+    None where there is no git or no commit, also where the folder only lies in somebody's tree, as
+    an environment does. Ray ships a job's working directory without `.git`, so `KINEMA_GIT_COMMIT`
+    may name it instead.
     """
     named = os.environ.get(COMMIT_VARIABLE)
     if named:
         return GitState(named.removesuffix("-dirty"), named.endswith("-dirty"))
     commit = _output(["git", "-C", str(folder), "rev-parse", "--verify", "HEAD"])
-    if commit is None:
+    if commit is None or not _output(["git", "-C", str(folder), "ls-files"]):
         return None
     changes = _output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
     return GitState(commit, dirty=bool(changes))
@@ -69,7 +72,7 @@ def standard_tags(
     manifest_digest: str | None = None,
     store_digest: str | None = None,
     ray_job_id: str | None = None,
-    folder: str | Path = ".",
+    folder: str | Path = _CODE,
 ) -> dict[str, str]:
     """The tags every run carries; what does not apply is left out.
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binom
 
 from kinema.evaluation.statistics import bootstrap_interval, mean_class_accuracy
-from kinema.training.predict import top_k_hits
+from kinema.training.predict import best_classes, top_k_hits
 
 
 def test_interval_matches_the_binomial_quantiles() -> None:
@@ -42,3 +44,20 @@ def test_top_k() -> None:
 
 def test_constant_scores_are_no_hit() -> None:
     assert not top_k_hits(np.zeros((3, 4)), np.array([0, 1, 2]), 1).any()
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.data())
+def test_what_is_predicted_is_the_label_where_it_is_a_hit(
+    classes: int, videos: int, data: st.DataObject
+) -> None:
+    """Of scores that often tie."""
+    draw = data.draw(
+        st.lists(st.integers(0, 2), min_size=classes * videos, max_size=classes * videos)
+    )
+    scores = np.array(draw, dtype=np.float64).reshape(videos, classes)
+    labels = np.array(
+        data.draw(st.lists(st.integers(0, classes - 1), min_size=videos, max_size=videos))
+    )
+    best = best_classes(scores, labels)
+    np.testing.assert_array_equal(best == labels, top_k_hits(scores, labels, 1))
+    np.testing.assert_array_equal(scores[np.arange(videos), best], scores.max(axis=1))

@@ -118,10 +118,10 @@ def test_figure_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         ("{num_workers: 3}", "that is CPU 3 in all and the cluster has CPU 2"),
     ],
 )
-def test_what_a_run_cannot_have_is_told_before_motion_is_extracted(
+def test_what_a_run_cannot_have_is_told_before_videos_are_made_or_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compute: str, reason: str
 ) -> None:
-    monkeypatch.setattr(prepare, "extract", lambda *_, **__: pytest.fail("extracted"))
+    monkeypatch.setattr(prepare, "make", lambda *_: pytest.fail("made"))
     given = [
         f"storage={tmp_path}",
         f"compute={compute}",

@@ -63,6 +63,17 @@ def test_two_runs_are_compared_and_drawn(
     assert not (output / "only_b.png").exists()
 
 
+def test_runs_that_lack_videos_are_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store_run(tmp_path, "a" * 16, [0, 0, 0, 1])
+    lacking = store_run(tmp_path, "b" * 16, [0, 1, 2, 1])
+    storage.write_json(storage.join(lacking, "result.json"), {"comparable": False})
+    compare_runs(CompareConfig(run_a="aaaaaa", run_b="bbbbbb", storage=str(tmp_path)))
+    marks = [line for line in capsys.readouterr().out.splitlines() if "NOT COMPARABLE" in line]
+    assert marks == ["NOT COMPARABLE: bbbbbb could not read every video"]
+
+
 def test_one_id_must_be_one_video(tmp_path: Path) -> None:
     paths = [write_video(tmp_path / f"{id}.mp4") for id in IDS]
     manifests = [

@@ -20,7 +20,14 @@ from kinema.config import load
 from kinema.errors import ConfigError, KinemaError, WeightsError
 from kinema.models.classifier import Classifier, PlainHead
 from kinema.models.weights import save_weights
-from kinema.pipelines.evaluate import EvaluateExperiment, Judged, evaluate_prepared, text_of
+from kinema.pipelines import evaluate as module
+from kinema.pipelines.evaluate import (
+    EvaluateExperiment,
+    Judged,
+    evaluate,
+    evaluate_prepared,
+    text_of,
+)
 from kinema.pipelines.prepare import Prepared
 from kinema.video.manifest import Manifest
 from kinema.video.synthetic import SyntheticConfig, make
@@ -176,6 +183,34 @@ def test_a_damaged_video_is_named_and_the_number_not_comparable(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["checkpoint=absent/best.safetensors"], "no classifier at"),
+        (["checkpoint={}", "compute.use_gpu=true"], "test asks for .* has no GPU"),
+    ],
+)
+def test_what_cannot_be_tested_is_told_before_motion_is_extracted(
+    clips: str,
+    classifier: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: list[str],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(module, "extract_motion", lambda *_, **__: pytest.fail("extracted"))
+    given = [
+        f"data.manifest={clips}",
+        f"storage={tmp_path}",
+        "head={name: mca, heads: 2}",
+        *(setting.format(classifier) for setting in settings),
+    ]
+    with pytest.raises(KinemaError, match=reason):
+        evaluate(load(EvaluateExperiment, BASE, given))
+
+
 def test_a_missing_classifier_and_an_empty_split_are_told(
     clips: str, classifier: str, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str | None]]:
     tracker = SimpleNamespace(is_finished=lambda *keys: False)
     monkeypatch.setattr(study_module, "start_tracker", lambda *arguments: tracker)
     monkeypatch.setattr(module, "start", lambda config: None)
+    monkeypatch.setattr(module, "_require_room", lambda trials: None)
     monkeypatch.setattr(module, "prepare", lambda experiments, check: prepared)
     return ended
 
@@ -327,6 +328,7 @@ def test_a_run_that_is_done_says_so(
     prepared = SimpleNamespace(manifest=SimpleNamespace(digest=DIGEST))
     tracker = SimpleNamespace(is_finished=lambda key: True)
     monkeypatch.setattr(single_module, "prepare", lambda *arguments: prepared)
+    monkeypatch.setattr(single_module, "known_manifest", lambda experiment: prepared.manifest)
     monkeypatch.setattr(single_module, "start_tracker", lambda *arguments: tracker)
     storage.write_json(storage.join(folder, trial.RESULT_FILE), RESULT)
     assert single_module.complete(experiment, "mofo") == (RESULT, folder)

@@ -46,6 +46,20 @@ def test_a_manifest_is_named_as_what_it_is() -> None:
         load(IndexConfig, None, ["dataset={name: folders, source: v}", "output=x.csv"])
 
 
+def test_a_class_without_a_usable_video_is_told(tmp_path: Path) -> None:
+    for name in "abc":
+        write_video(tmp_path / f"{name}.mp4")
+    (tmp_path / "b.mp4").write_bytes(b"")
+    for label in (0, 2):  # a gap, or one class less than there is
+        other = 2 - label
+        lines = f"a.mp4 {other}\nb.mp4 {label}\nc.mp4 1\n"
+        lists = {"train": write(tmp_path / "list.txt", lines)}
+        dataset = {"name": "list", "lists": lists, "root": str(tmp_path)}
+        output = str(tmp_path / "m.parquet")
+        with pytest.raises(ManifestError, match=rf"class {label} has lost all .*b\.mp4"):
+            index(IndexConfig(dataset=dataset, output=output, max_failure_ratio=0.5))
+
+
 def test_a_misspelt_split_is_told_which_there_are() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'dataset\.lists\.trian'; known: 'train',"):
         load(IndexConfig, None, ["dataset={name: list, lists: {trian: x}}", "output=x.parquet"])
@@ -321,6 +335,20 @@ def test_files_of_the_same_bytes_stay_in_one_split(tmp_path: Path) -> None:
     assert sorted(splits.values(), key=sorted) == [{"test"}] * 2 + [{"train"}] * 4
     kinds = pq.read_table(tmp_path / "m.checks.parquet")["kind"].to_pylist()
     assert kinds == ["duplicate"] * 18
+
+
+def test_the_test_split_is_taken_from_what_can_be_read(tmp_path: Path) -> None:
+    for number in range(4):
+        write_video(tmp_path / "v/run" / f"{number}.mp4", num_frames=4 + number)
+    dataset = {"name": "folders", "source": str(tmp_path / "v")}
+    output = tmp_path / "m.parquet"
+    settings = {"dataset": dataset, "output": str(output), "test_share": 0.25}
+    index(IndexConfig(**settings))
+    (held,) = (row for row in pq.read_table(output).to_pylist() if row["split"] == "test")
+    Path(held["path"]).write_bytes(b"")
+    index(IndexConfig(**settings, max_failure_ratio=0.25))
+    splits = pq.read_table(output)["split"].to_pylist()
+    assert sorted(splits) == ["test", "train", "train"]
 
 
 def test_whole_groups_are_held_out() -> None:

@@ -31,6 +31,7 @@ from kinema.evaluation.statistics import Interval, bootstrap_interval, mean_clas
 from kinema.geometry import Size
 from kinema.motion.clip import slot_boxes
 from kinema.training.data import ClipSource
+from kinema.training.predict import top_k_hits
 from kinema.video.augment import evaluation_transform
 from kinema.video.manifest import Entry
 from kinema.video.sampling import sample
@@ -225,7 +226,7 @@ def _predict(
 
 
 def _outcome(ids: Sequence[str], labels: NDArray[np.int64], probabilities: Features) -> BoxesOnly:
-    hits = probabilities.argmax(axis=1) == labels
+    hits = top_k_hits(probabilities, labels, 1)
     return BoxesOnly(
         top1=bootstrap_interval(hits),
         mean_class=mean_class_accuracy(hits, labels),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kinema.errors import KinemaError
 from kinema.evaluation.statistics import Interval, bootstrap_interval
+from kinema.training.predict import top_k_hits
 
 CHUNK = 256
 """Videos whose verb-noun pairs are scored at once."""
@@ -53,8 +54,8 @@ def marginal_accuracies(predictions: pa.Table, parts: NDArray[np.int64]) -> dict
         known = np.flatnonzero(parts[:, column] >= 0)
         belongs = np.zeros((probabilities.shape[1], int(parts[:, column].max()) + 1))
         belongs[known, parts[known, column]] = 1
-        predicted = (probabilities @ belongs).argmax(axis=1)
-        found[name] = bootstrap_interval(predicted == parts[labels, column])
+        hits = top_k_hits(probabilities @ belongs, parts[labels, column], 1)
+        found[name] = bootstrap_interval(hits)
     return found
 
 
@@ -84,8 +85,8 @@ def combined_accuracies(verbs: pa.Table, nouns: pa.Table) -> dict[str, Interval]
         own = pairs[np.arange(len(pairs)), truths[0][part], truths[1][part]]
         better[part] = (~(pairs < own[:, None, None])).sum(axis=(1, 2)) - 1
     return {
-        "verb": bootstrap_interval(scores[0].argmax(axis=1) == truths[0]),
-        "noun": bootstrap_interval(scores[1].argmax(axis=1) == truths[1]),
+        "verb": bootstrap_interval(top_k_hits(scores[0], truths[0], 1)),
+        "noun": bootstrap_interval(top_k_hits(scores[1], truths[1], 1)),
         "action": bootstrap_interval(better < 1),
         "action_top5": bootstrap_interval(better < 5),
     }

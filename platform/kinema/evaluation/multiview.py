@@ -17,7 +17,7 @@ from kinema.config import Config
 from kinema.evaluation.statistics import Interval, bootstrap_interval, mean_class_accuracy
 from kinema.training.data import ClipSource, EvaluationClips, LoaderConfig
 from kinema.training.frames import HELD_BYTES, FrameCache
-from kinema.training.predict import predict, top_k_hits
+from kinema.training.predict import best_classes, predict, top_k_hits
 
 
 class EvaluationConfig(Config):
@@ -142,6 +142,8 @@ def prediction_table(
 ) -> pa.Table:
     """The table that every test leaves behind and every comparison reads, a row per video.
 
+    `predicted` equals `label` where the video counts as a hit; see `best_classes` for ties.
+
     Args:
         ids: (videos,).
         labels: (videos,).
@@ -151,7 +153,7 @@ def prediction_table(
     columns = {
         "id": pa.array(list(ids), pa.string()),
         "label": pa.array(labels, pa.int32()),
-        "predicted": pa.array(probabilities.argmax(1), pa.int32()),
+        "predicted": pa.array(best_classes(probabilities, labels), pa.int32()),
         "probabilities": pa.array(list(probabilities.astype(np.float32)), pa.list_(pa.float32())),
     }
     if logits is None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -39,7 +40,7 @@ def clip_figure(
     A slot's own box is a line; the clip's box, by which a motion-box mask goes, is dashed. The
     title says what is hidden of it, and where it had to be made up. A row without a box, or without
     motion, says so: the mask may read none. All slots share one scale of motion; the row's title
-    gives its brightest value.
+    gives its brightest value, and the root is drawn, or one fast cell would darken all others.
 
     Args:
         sample: with a mask, and what the target asked for.
@@ -85,8 +86,7 @@ def clip_figure(
             column[1].imshow(
                 motion[slot],
                 cmap="inferno",
-                vmin=0,
-                vmax=max(strongest, 1e-9),
+                norm=PowerNorm(0.5, vmin=0, vmax=max(strongest, 1e-9)),
                 alpha=0.8,
                 extent=extent,
                 interpolation="nearest",

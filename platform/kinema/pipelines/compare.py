@@ -82,6 +82,7 @@ def compare_runs(config: CompareConfig) -> Comparison:
     manifest = _manifest(config, (a, b))
     names = [] if manifest is None else manifest.class_names
     print(text_of(found, names))
+    _warn_of_lacks(a, b)
     content = io.BytesIO()
     pa.csv.write_csv(found.videos, content)
     storage.write_bytes(storage.join(output, "videos.csv"), content.getvalue())
@@ -129,7 +130,11 @@ def combine_epic(config: EpicConfig) -> None:
         _require_labels(run, part)
     for name, accuracy in combined_accuracies(verbs.table, nouns.table).items():
         print(f"{name:12s} {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]")
-    for run in (verbs, nouns):
+    _warn_of_lacks(verbs, nouns)
+
+
+def _warn_of_lacks(*runs: Predictions) -> None:
+    for run in runs:
         if run.result and not run.result["comparable"]:
             print(f"NOT COMPARABLE: {run.name} could not read every video")
 

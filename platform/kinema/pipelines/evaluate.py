@@ -26,8 +26,14 @@ from kinema.figures.confusion import confusion_figure
 from kinema.models.classifier import Head
 from kinema.models.vit import ViTConfig
 from kinema.motion.extractor import MotionConfig
-from kinema.pipelines.prepare import Prepared, prepare, start
-from kinema.pipelines.readout import ReadingConfig, Readout, read_out, readout_key
+from kinema.pipelines.prepare import Prepared, extract_motion, prepare, start
+from kinema.pipelines.readout import (
+    ReadingConfig,
+    Readout,
+    read_out,
+    readout_key,
+    require_reader,
+)
 from kinema.pipelines.single import unread_lines
 from kinema.pipelines.study import begin
 from kinema.pipelines.tracker import start_tracker
@@ -77,7 +83,16 @@ def evaluate(experiment: EvaluateExperiment) -> int:
     """
     experiment = experiment.resolved()
     start(experiment)
-    prepared = prepare([experiment], reads_motion=lambda tested: tested.finetuning_reads_motion)
+    prepared = prepare(
+        [experiment],
+        lambda _, manifest: _check_test(experiment, manifest),
+        reads_motion=lambda _: False,
+    )
+    if experiment.finetuning_reads_motion:
+        assert experiment.motion is not None
+        _, entries = tested_entries(experiment, prepared.manifest)
+        read = {entry.id for entry in entries}
+        extract_motion(prepared.manifest_uri, experiment.motion, experiment, only=read)
     tested = evaluate_prepared(experiment, prepared)
     print(text_of(tested))
     return 0 if tested.evaluation.comparable else 1
@@ -90,15 +105,7 @@ def evaluate_prepared(experiment: EvaluateExperiment, prepared: Prepared) -> Jud
         KinemaError: there is no such classifier, or not one video could be read.
     """
     manifest = prepared.manifest
-    checkpoint = experiment.checkpoint or storage.join(
-        trial.run_uri(experiment, manifest.digest), BEST_FILE
-    )
-    if not storage.exists(checkpoint):
-        raise KinemaError(
-            f"no classifier at {checkpoint}; make it with jobs/finetune.py and the same settings,"
-            " or give checkpoint=.../best.safetensors (a run's settings include evaluation.*: to"
-            " test it with other views, name its checkpoint)"
-        )
+    checkpoint = _classifier_uri(experiment, manifest)
     split, entries = tested_entries(experiment, manifest)
     config = logits_config(experiment, checkpoint, manifest.num_classes)
     motion = experiment.motion if experiment.head.needs else None
@@ -120,6 +127,25 @@ def evaluate_prepared(experiment: EvaluateExperiment, prepared: Prepared) -> Jud
     _keep(evaluation, result, manifest, folder)
     _track(experiment, prepared, key, folder, result)
     return Judged(evaluation, result, folder)
+
+
+def _check_test(experiment: EvaluateExperiment, manifest: Manifest) -> None:
+    """Said before motion is extracted."""
+    _classifier_uri(experiment, manifest)
+    tested_entries(experiment, manifest)
+    require_reader(experiment.reading.on(experiment.compute), "test")
+
+
+def _classifier_uri(experiment: EvaluateExperiment, manifest: Manifest) -> str:
+    own = storage.join(trial.run_uri(experiment, manifest.digest), BEST_FILE)
+    checkpoint = experiment.checkpoint or own
+    if not storage.exists(checkpoint):
+        raise KinemaError(
+            f"no classifier at {checkpoint}; make it with jobs/finetune.py and the same settings,"
+            " or give checkpoint=.../best.safetensors (a run's settings include evaluation.*: to"
+            " test it with other views, name its checkpoint)"
+        )
+    return checkpoint
 
 
 def tested_entries(experiment: EvaluateExperiment, manifest: Manifest) -> tuple[str, list[Entry]]:

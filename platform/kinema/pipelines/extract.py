@@ -28,7 +28,7 @@ def extract(
     motion_config: MotionConfig,
     storage_root: str,
     *,
-    only: Collection[str] = (),
+    only: Collection[str] | None = None,
     num_cpus: int | None = None,
     timeout_s: float = 600.0,
     max_failure_ratio: float = 0.0,
@@ -59,7 +59,7 @@ def extract(
     before = store.existing()
     current = digests([entry for entry in entries if entry.id in before], digest)
     done = {id: made for id, made in current.items() if made is not None and made in before[id]}
-    if only:
+    if only is not None:
         entries = [entry for entry in entries if entry.id in only]
     todo = [entry for entry in entries if entry.id not in done]
     job = VideoJob(Packed.of(extract_one, work), store.write_part, timeout_s)

@@ -21,7 +21,7 @@ from kinema.motion.extractor import MotionConfig
 from kinema.pipelines.cluster import connect
 from kinema.pipelines.extract import extract
 from kinema.video.manifest import Manifest
-from kinema.video.synthetic import SYNTHETIC_VERSION, make
+from kinema.video.synthetic import MANIFEST_FILE, SYNTHETIC_VERSION, make
 
 MANY_PARTS = 4
 """Clips per file from which on cutting them out first is worth its while."""
@@ -133,7 +133,10 @@ def prepare(
 
 
 def extract_motion(
-    manifest_uri: str, config: MotionConfig, experiment: Experiment, only: Collection[str] = ()
+    manifest_uri: str,
+    config: MotionConfig,
+    experiment: Experiment,
+    only: Collection[str] | None = None,
 ) -> None:
     """Extract a kind of motion as the experiment's settings say; see `extract`."""
     run = experiment.extraction
@@ -166,10 +169,21 @@ def prepare_manifest(experiment: HasData) -> str:
     if experiment.data.manifest is not None:
         return storage.absolute(experiment.data.manifest)
     experiment.data.require_videos()
-    synthetic = experiment.data.synthetic
-    assert synthetic is not None
-    root = storage.join(experiment.root, "synthetic", fingerprint(synthetic, SYNTHETIC_VERSION))
-    return make(synthetic, root)
+    assert experiment.data.synthetic is not None
+    return make(experiment.data.synthetic, _synthetic_root(experiment))
+
+
+def known_manifest(experiment: HasData) -> Manifest | None:
+    """The manifest, or None where it is that of a known-answer set which is not made yet."""
+    if experiment.data.manifest is not None:
+        return Manifest.read(storage.absolute(experiment.data.manifest))
+    uri = storage.join(_synthetic_root(experiment), MANIFEST_FILE)
+    return Manifest.read(uri) if storage.exists(uri) else None
+
+
+def _synthetic_root(experiment: HasData) -> str:
+    settings = fingerprint(experiment.data.synthetic, SYNTHETIC_VERSION)
+    return storage.join(experiment.root, "synthetic", settings)
 
 
 def _distinct_motion(experiments: Iterable[Experiment]) -> list[tuple[MotionConfig, Experiment]]:

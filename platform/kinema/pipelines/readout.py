@@ -99,6 +99,17 @@ def readout_key(config: ReadoutConfig, motion: MotionConfig | None, manifest_dig
     return fingerprint("readout", READOUT_VERSION, settings, weights, motion, manifest_digest)
 
 
+def require_reader(reading: ReadingConfig, name: str) -> float:
+    """Make sure that the cluster can give an actor what it asks for; returns its share of a GPU.
+
+    Raises:
+        ClusterError: it never can.
+    """
+    share = reading.gpus_per_worker or 0.0
+    require([{"CPU": 1.0} | ({"GPU": share} if share else {})], name)
+    return share
+
+
 def read_out(
     name: str,
     manifest_uri: str,
@@ -124,8 +135,7 @@ def read_out(
         WeightsError: the weights are of another network.
         KinemaError: an answer is not finite.
     """
-    share = reading.gpus_per_worker or 0.0
-    require([{"CPU": 1.0} | ({"GPU": share} if share else {})], name)
+    share = require_reader(reading, name)
     manifest = Manifest.read(manifest_uri).digest
     key = readout_key(config, motion, manifest)
     uri = storage.join(root, "readouts", key)

@@ -7,10 +7,11 @@ from typing import Any
 
 from kinema import trial
 from kinema.experiment import Experiment, run_key
-from kinema.pipelines.prepare import check_encoders, prepare, start
+from kinema.pipelines.cluster import require
+from kinema.pipelines.prepare import check_encoders, known_manifest, prepare, start
 from kinema.pipelines.study import begin, close, encoder_note, give_up
 from kinema.pipelines.tracker import start_tracker
-from kinema.pipelines.train import check_run, train
+from kinema.pipelines.train import bundles, is_done, train
 from kinema.video.sources import SPLITS
 from kinema.wording import counted
 
@@ -49,7 +50,9 @@ def complete(experiment: Experiment, name: str) -> tuple[dict[str, Any], str]:
     Returns:
         Its result, and the folder of everything it leaves behind.
     """
-    prepared = prepare([experiment], check_run)
+    if not is_done(experiment, known_manifest(experiment)):
+        require(bundles(experiment), f"a training run of {experiment.name}")
+    prepared = prepare([experiment], trial.check_clips)
     digest = prepared.manifest.digest
     tracker, key = start_tracker(experiment.root, experiment.name), run_key(experiment, digest)
     done, folder = trial.final_result(experiment, digest), trial.run_uri(experiment, digest)

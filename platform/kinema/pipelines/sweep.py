@@ -23,8 +23,9 @@ from kinema.experiment import (
     pretrain_key,
     refuse_overruled,
 )
-from kinema.pipelines.prepare import Prepared, check_encoders, prepare, start
+from kinema.pipelines.prepare import Prepared, check_encoders, known_manifest, prepare, start
 from kinema.pipelines.study import SweepStudy
+from kinema.pipelines.train import is_done
 from kinema.pipelines.tuning import (
     Trial,
     check_trials,
@@ -34,7 +35,6 @@ from kinema.pipelines.tuning import (
     training,
 )
 from kinema.randomness import keyed_rng
-from kinema.video.manifest import Manifest
 
 
 def plan(experiment: SweepExperiment) -> list[Trial]:
@@ -173,7 +173,8 @@ def sweep(experiment: SweepExperiment) -> int:
     trials = plan(experiment)
     check_encoders(item.experiment for item in trials)
     start(trials[0].experiment)
-    prepared = prepare([item.experiment for item in trials], _check_trial)
+    _require_room(trials)
+    prepared = prepare([item.experiment for item in trials], trial.check_clips)
     study = SweepStudy(experiment, trials, prepared)
     try:
         unfinished = study.settle(trials)
@@ -192,11 +193,12 @@ def sweep(experiment: SweepExperiment) -> int:
     return 0 if all(row["status"] == "done" for row in rows) else 1
 
 
-def _check_trial(experiment: Experiment, manifest: Manifest) -> None:
-    """Said before motion is extracted: it may take hours."""
-    trial.check_clips(experiment, manifest)
-    if trial.final_result(experiment, manifest.digest) is None:
-        require_room(experiment, experiment.name)
+def _require_room(trials: Sequence[Trial]) -> None:
+    """Said before videos are read, which may take hours; trials that are done need no workers."""
+    manifest = known_manifest(trials[0].experiment)
+    for item in trials:
+        if not is_done(item.experiment, manifest):
+            require_room(item.experiment, item.experiment.name)
 
 
 def _pretrain_shared(

@@ -28,7 +28,7 @@ from kinema.experiment import Experiment, run_key
 from kinema.pipelines.cluster import require
 from kinema.pipelines.tracker import RemoteTracker
 from kinema.training.engine import META_FILE
-from kinema.trial import check_clips, final_result, result, run_stages, run_uri
+from kinema.trial import final_result, result, run_stages, run_uri
 from kinema.video.manifest import Manifest
 
 TALK_EVERY_S = 10.0
@@ -123,16 +123,9 @@ def bundles(experiment: Experiment) -> list[dict[str, float]]:
     return [bundle] * compute.num_workers
 
 
-def check_run(experiment: Experiment, manifest: Manifest) -> None:
-    """Make sure, before motion is extracted, that a run has clips and workers; see `train`.
-
-    Raises:
-        ConfigError: as `check_clips`.
-        ClusterError: the run is not done, and the cluster can never give its workers.
-    """
-    check_clips(experiment, manifest)
-    if final_result(experiment, manifest.digest) is None:
-        require(bundles(experiment), f"training run {run_key(experiment, manifest.digest)}")
+def is_done(experiment: Experiment, manifest: Manifest | None) -> bool:
+    """Whether a run asks for no workers any more; None is the manifest of clips yet to be made."""
+    return manifest is not None and final_result(experiment, manifest.digest) is not None
 
 
 def train(

@@ -120,12 +120,6 @@ def transfer(experiment: TransferExperiment) -> int:
         Trial(p.name, p.settings, cell_experiment(experiment, p, sources[p.source], None))
         for p in everywhere
     ]
-    for cell in planned:
-        target = cell.settings["target"]
-        cell.experiment.data.require_videos(f"transfer.targets.{target}.data")
-    for name, source in sources.items():
-        if source.run is not None:
-            source.run.data.require_videos(f"transfer.sources.{name}.data")
     check_trials([cell for cell in planned if cell.settings["protocol"] == "finetune"])
     check_trials([Trial(name, {}, s.run) for name, s in sources.items() if s.run is not None])
     start(experiment.base())

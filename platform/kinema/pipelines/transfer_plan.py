@@ -76,6 +76,20 @@ class TransferExperiment(Experiment):
         """There is a matrix."""
         return True
 
+    def require_videos(self) -> None:
+        """Make sure that every source and every target of the matrix names its own.
+
+        Raises:
+            ConfigError: one names none, or its overrides give no valid experiment.
+        """
+        sources = plan_sources(self)
+        for name, source in sources.items():
+            if source.run is not None:
+                source.run.data.require_videos(f"transfer.sources.{name}.data")
+        for place in places(self.transfer):
+            cell = cell_experiment(self, place, sources[place.source], None)
+            cell.data.require_videos(f"transfer.targets.{place.target}.data")
+
 
 @dataclass(frozen=True)
 class Place:

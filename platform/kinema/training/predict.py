@@ -46,6 +46,16 @@ def top_k_hits(
     return np.asarray(better < k)
 
 
+def best_classes(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(videos,) the best class of `scores` (videos, classes), the label where `top_k_hits` says so.
+
+    Of several best ones it is one that is not the label.
+    """
+    rivals = np.array(scores, dtype=np.float64)
+    np.put_along_axis(rivals, labels[:, None], -np.inf, axis=1)
+    return np.where(top_k_hits(scores, labels, 1), labels, rivals.argmax(axis=1))
+
+
 class _Shards(Sampler[list[SampleKey]]):
     """All views of this rank's videos (every world-size-th), micro-batch by micro-batch."""
 

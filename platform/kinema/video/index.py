@@ -92,13 +92,16 @@ def index(config: IndexConfig) -> int:
         for row in failures.to_pylist()
     ]
     if config.test_share:
-        present = hold_out_test(present, config.test_share, _same_content(table))
+        same_as = _same_frames(table)
+        usable = [source for source in present if source.id in same_as]
+        present = hold_out_test(usable, config.test_share, same_as)
         table = _with_splits(table, present)
     checks += find_doubtful(present, table, listing.classes, config.tolerance)
     _accept_failures(config, checks, listing, "missing or unreadable")
     _report(config, checks)
     _require_usable(config, checks, listing)
     _accept_leaks(config, checks)
+    _require_classes(checks, listing, table)
     if listing.classes is not None:
         table = with_classes(table, listing.classes)
     manifest = Manifest(table)
@@ -120,8 +123,8 @@ def hold_out_test(
     Args:
         sources: the videos.
         share: of them.
-        same_as: ids of videos -> id by which all with the same content go, so that these stay in
-            one split.
+        same_as: ids of videos -> id by which all that show the same frames go, so that these stay
+            in one split.
 
     Raises:
         ManifestError: the data set has a test or validation split of its own, or too few videos.
@@ -155,13 +158,14 @@ def hold_out_test(
     ]
 
 
-def _same_content(table: pa.Table) -> dict[str, str]:
-    """Id of each video -> the first of those whose files have the same bytes."""
-    ids, digests = table["id"].to_pylist(), table["digest"].to_pylist()
-    first: dict[str, str] = {}
-    for digest, id in sorted(zip(digests, ids, strict=True)):
-        first.setdefault(digest, id)
-    return {id: first[digest] for id, digest in zip(ids, digests, strict=True)}
+def _same_frames(table: pa.Table) -> dict[str, str]:
+    """Id of each video -> the first id of those that show the same part of the same bytes."""
+    rows = table.select(["id", "digest", "start_s", "end_s"]).to_pylist()
+    shown = {row["id"]: (row["digest"], row["start_s"], row["end_s"]) for row in rows}
+    first: dict[object, str] = {}
+    for id in sorted(shown):
+        first.setdefault(shown[id], id)
+    return {id: first[frames] for id, frames in shown.items()}
 
 
 def _with_splits(table: pa.Table, sources: Sequence[Source]) -> pa.Table:
@@ -206,6 +210,20 @@ def _require_usable(config: IndexConfig, checks: Sequence[Check], listing: Listi
                 f"split '{split}': none of its files can be used ({counted(count, 'video')});"
                 f" listed in {_beside(config, 'failures')}; the first is {lost[0].path}:"
                 f" {lost[0].detail}. Mend them, or take the split out of the data set"
+            )
+
+
+def _require_classes(checks: Sequence[Check], listing: Listing, table: pa.Table) -> None:
+    """Without names of classes, one that loses all its videos would be forgotten, or be a gap."""
+    if listing.classes is not None:
+        return
+    left = set(table["label"].to_pylist())
+    label = {source.id: source.label for source in listing.sources}
+    for check in checks:
+        if check.kind in UNUSABLE and label[check.id] not in left:
+            raise ManifestError(
+                f"class {label[check.id]} has lost all its videos, such as {check.path}:"
+                f" {check.detail}. Mend them, or take the class out of the data set"
             )
 
 

@@ -32,6 +32,7 @@ from kinema.video.encode import encode
 
 # Raise by hand when unchanged settings give other clips, drawn or encoded.
 SYNTHETIC_VERSION = 2
+MANIFEST_FILE = "manifest.parquet"
 
 DIAGONAL = math.sqrt(0.5)
 MOTIONS: dict[str, tuple[float, float]] = {
@@ -122,7 +123,7 @@ def make(config: SyntheticConfig, root: str) -> str:
         StorageError: `root` cannot be written, or holds a damaged description.
     """
     root = storage.absolute(root)  # the manifest must be readable from any folder
-    manifest_uri = storage.join(root, "manifest.parquet")
+    manifest_uri = storage.join(root, MANIFEST_FILE)
     _claim(config, root)
     boxes_uri = storage.join(root, "boxes.parquet")
     if storage.exists(manifest_uri) and storage.exists(boxes_uri):
