@@ -72,6 +72,9 @@ def test_runs_that_lack_videos_are_marked(
     compare_runs(CompareConfig(run_a="aaaaaa", run_b="bbbbbb", storage=str(tmp_path)))
     marks = [line for line in capsys.readouterr().out.splitlines() if "NOT COMPARABLE" in line]
     assert marks == ["NOT COMPARABLE: bbbbbb could not read every video"]
+    storage.write_json(storage.join(lacking, "result.json"), {"metrics": {}})  # says nothing of it
+    compare_runs(CompareConfig(run_a="aaaaaa", run_b="bbbbbb", storage=str(tmp_path)))
+    assert "NOT COMPARABLE" not in capsys.readouterr().out
 
 
 def test_one_id_must_be_one_video(tmp_path: Path) -> None:

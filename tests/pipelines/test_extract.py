@@ -106,6 +106,10 @@ def test_failures_are_listed_after_the_rest_is_stored(tmp_path: Path) -> None:
     assert listed.keys() == {path.stem for path in bad}
     assert all(listed.values())
 
+    some = {"good0", "text"}  # of all: the others' failures stay, and the share is of all eight
+    extract(manifest, CONFIG, root, only=some, num_cpus=1, max_failure_ratio=0.2)
+    assert failures(store) == listed
+
     write_video(tmp_path / "absent.mp4")  # repaired: only failed ones are tried again
     before = part_files(store)
     extract(manifest, CONFIG, root, num_cpus=1, max_failure_ratio=0.5)

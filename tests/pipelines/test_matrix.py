@@ -13,8 +13,10 @@ import pytest
 from kinema import storage
 from kinema.config import load
 from kinema.errors import ConfigError, KinemaError
+from kinema.experiment import Experiment
 from kinema.pipelines import direct as direct_module
 from kinema.pipelines import prepare as prepare_module
+from kinema.pipelines import transfer as transfer_module
 from kinema.pipelines.direct import DirectTest, class_labels, run_direct, source_labels
 from kinema.pipelines.prepare import prepare_manifest
 from kinema.pipelines.readout import Readout
@@ -45,6 +47,32 @@ TINY = [
 
 def matrix(root: Path, *overrides: str) -> TransferExperiment:
     return load(TransferExperiment, DEMO, [*TINY, f"storage={root}", *overrides])
+
+
+def test_the_matrix_is_tracked_with_videos_that_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source of a given encoder needs none of its own."""
+    experiment = matrix(
+        tmp_path,
+        "data.synthetic=null",
+        "transfer.protocols=[knn]",
+        "transfer.skip=[]",
+        "transfer.sources.plain={data: {synthetic: null}, pretrain: null, encoder: a.safetensors}",
+    )
+    experiment.require_videos()
+
+    class Asked(Exception):
+        pass
+
+    def of(_: Data, asked: Experiment, motion: bool = True) -> None:
+        asked.data.require_videos()
+        raise Asked
+
+    monkeypatch.setattr(transfer_module, "start", lambda _: None)
+    monkeypatch.setattr(Data, "of", of)
+    with pytest.raises(Asked):
+        transfer(experiment)
 
 
 def test_every_cell_but_the_skipped_ones(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from kinema.video.checks import (
     as_table,
     find_doubtful,
     find_missing,
+    same_footage,
     summary,
 )
 from kinema.video.rows import SCHEMA
@@ -81,6 +82,23 @@ def test_frames_shown_twice_are_found_like_pair_by_pair(given_parts: list[Any]) 
     found = doubtful(rows)
     assert len(found) == len(expected)
     assert {(c.id, c.detail.split("(")[1].rstrip(")"), c.kind) for c in found} == expected
+
+
+@given(st.lists(parts, max_size=14), st.randoms(use_true_random=False))
+def test_footage_is_shared_like_pair_by_pair(given_parts: list[Any], order: Any) -> None:
+    shown = [(digest, set(range(first, first + count))) for digest, _, first, count in given_parts]
+    group = list(range(len(shown)))  # the smallest number of all that are reached
+    for _ in shown:
+        for n, (digest, frames) in enumerate(shown):
+            met = [m for m, other in enumerate(shown) if other[0] == digest and other[1] & frames]
+            group[n] = min(group[m] for m in met)
+    rows = [
+        row(f"{n:02}", digest=digest, start_s=first / FPS, end_s=(first + count) / FPS)
+        for n, (digest, _, first, count) in enumerate(given_parts)
+    ]
+    order.shuffle(rows)
+    found = same_footage(pa.Table.from_pylist(rows, schema=SCHEMA))
+    assert found == {f"{n:02}": f"{first:02}" for n, first in enumerate(group)}
 
 
 def test_other_bytes_are_other_videos() -> None:

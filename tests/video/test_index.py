@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_data_sets import MAKERS
@@ -58,6 +59,21 @@ def test_a_class_without_a_usable_video_is_told(tmp_path: Path) -> None:
         output = str(tmp_path / "m.parquet")
         with pytest.raises(ManifestError, match=rf"class {label} has lost all .*b\.mp4"):
             index(IndexConfig(dataset=dataset, output=output, max_failure_ratio=0.5))
+
+
+def test_the_only_video_without_a_label_is_no_lost_class(tmp_path: Path) -> None:
+    for name in "ab":
+        write_video(tmp_path / "v" / name / "clip.mp4")
+    source, output = str(tmp_path / "m.parquet"), str(tmp_path / "n.parquet")
+    index(IndexConfig(dataset={"name": "folders", "source": str(tmp_path / "v")}, output=source))
+    rows = pq.read_table(source).to_pylist()
+    rows = [row | {"label_name": None} for row in rows]
+    rows[1]["label"] = None
+    schema = pq.read_schema(source).remove_metadata()  # which names the classes
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), source)
+    Path(rows[1]["path"]).write_bytes(b"")
+    dataset = {"name": "manifest", "source": source}
+    assert index(IndexConfig(dataset=dataset, output=output, max_failure_ratio=0.5)) == 0
 
 
 def test_a_misspelt_split_is_told_which_there_are() -> None:
@@ -349,6 +365,19 @@ def test_the_test_split_is_taken_from_what_can_be_read(tmp_path: Path) -> None:
     index(IndexConfig(**settings, max_failure_ratio=0.25))
     splits = pq.read_table(output)["split"].to_pylist()
     assert sorted(splits) == ["test", "train", "train"]
+
+
+def test_a_class_that_lacks_videos_to_hold_out_says_where_they_went(tmp_path: Path) -> None:
+    for number in range(4):
+        write_video(tmp_path / "v" / "ab"[number % 2] / f"{number}.mp4", num_frames=4 + number)
+    (tmp_path / "v/a/2.mp4").write_bytes(b"")
+    dataset = {"name": "folders", "source": str(tmp_path / "v")}
+    settings = {"dataset": dataset, "output": str(tmp_path / "m.parquet"), "test_share": 0.2}
+    with pytest.raises(ManifestError, match=r"1 of 4 videos are .* unreadable.*2\.mp4"):
+        index(IndexConfig(**settings))
+    with pytest.raises(ManifestError, match="class 0 has 1 video: none would be left"):
+        index(IndexConfig(**settings, max_failure_ratio=0.25))
+    assert pq.read_table(tmp_path / "m.failures.parquet")["id"].to_pylist() == ["a/2.mp4"]
 
 
 def test_whole_groups_are_held_out() -> None:

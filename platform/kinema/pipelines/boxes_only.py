@@ -34,7 +34,7 @@ from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import Sampling
 from kinema.wording import counted
 
-CONTROL_VERSION = 1
+CONTROL_VERSION = 2
 """Part of every result's name; raise it when what is computed changes."""
 
 

@@ -13,7 +13,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
-from kinema import storage
+from kinema import storage, trial
 from kinema.config import Config, fingerprint
 from kinema.errors import KinemaError, VideoError
 from kinema.evaluation.epic import combined_accuracies
@@ -135,7 +135,7 @@ def combine_epic(config: EpicConfig) -> None:
 
 def _warn_of_lacks(*runs: Predictions) -> None:
     for run in runs:
-        if run.result and not run.result["comparable"]:
+        if not trial.is_complete(run.result):
             print(f"NOT COMPARABLE: {run.name} could not read every video")
 
 

@@ -26,7 +26,7 @@ from kinema.pipelines.readout import ReadingConfig, read_out, readout_key
 from kinema.training.finetune import BEST_FILE
 from kinema.video.manifest import Entry, Manifest
 
-DIRECT_VERSION = 1
+DIRECT_VERSION = 2
 """Part of every key; raise it when what a direct test computes changes."""
 
 

@@ -137,8 +137,9 @@ def _check_test(experiment: EvaluateExperiment, manifest: Manifest) -> None:
 
 
 def _classifier_uri(experiment: EvaluateExperiment, manifest: Manifest) -> str:
-    own = storage.join(trial.run_uri(experiment, manifest.digest), BEST_FILE)
-    checkpoint = experiment.checkpoint or own
+    checkpoint = experiment.checkpoint or storage.join(
+        trial.run_uri(experiment, manifest.digest), BEST_FILE
+    )
     if not storage.exists(checkpoint):
         raise KinemaError(
             f"no classifier at {checkpoint}; make it with jobs/finetune.py and the same settings,"

@@ -59,7 +59,14 @@ def extract(
     before = store.existing()
     current = digests([entry for entry in entries if entry.id in before], digest)
     done = {id: made for id, made in current.items() if made is not None and made in before[id]}
+    total, waiting = len(entries), []
     if only is not None:
+        earlier = store.failures()
+        waiting = [
+            (id, error.path, error.why)
+            for id, error in earlier.items()
+            if id not in only and id not in done
+        ]
         entries = [entry for entry in entries if entry.id in only]
     todo = [entry for entry in entries if entry.id not in done]
     job = VideoJob(Packed.of(extract_one, work), store.write_part, timeout_s)
@@ -70,10 +77,10 @@ def extract(
         e.id: after.get(e.id, set()) - before.get(e.id, set()) for e in todo if e.id not in failed
     }
     store.write_index(done | {id: _only(id, new) for id, new in made.items()})
-    store.write_failures(failures)
+    store.write_failures([*waiting, *failures])
     store.drop((id, old) for id in made for old in before.get(id, ()))
     key = "extraction.max_failure_ratio"
-    judge("motion extraction", failures, len(entries), max_failure_ratio, store.failures_uri, key)
+    judge("motion extraction", failures, total, max_failure_ratio, store.failures_uri, key)
     return store
 
 

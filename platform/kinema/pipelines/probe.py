@@ -41,7 +41,7 @@ from kinema.training.pretrain import ENCODER_FILE, keep_clips
 from kinema.video.manifest import Entry, Manifest
 from kinema.video.sampling import Sampling
 
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 """Part of every key; raise it when what a probe computes changes."""
 
 UNSEEN, SEEN, UNKNOWN = "not seen in pretraining", "seen in pretraining", "perhaps seen"

@@ -124,8 +124,7 @@ def transfer(experiment: TransferExperiment) -> int:
     check_trials([Trial(name, {}, s.run) for name, s in sources.items() if s.run is not None])
     start(experiment.base())
     data = Data()
-    first = next(iter(sources.values())).experiment
-    study = TransferStudy(experiment, data.of(first, motion=False))
+    study = TransferStudy(experiment, data.of(planned[0].experiment, motion=False))
     try:
         failures = _misfits(experiment, sources)
         usable = {name: source for name, source in sources.items() if name not in failures}

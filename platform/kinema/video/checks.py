@@ -164,13 +164,45 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _same_frames(rows: Sequence[dict[str, Any]], classes: Sequence[str] | None) -> Iterator[Check]:
+def same_footage(table: pa.Table) -> dict[str, str]:
+    """Id of each video -> the first id of all that share frames with it, also by way of others.
+
+    Videos of different ones never leak into each other's split.
+
+    Args:
+        table: of the manifest's schema.
+    """
+    found: dict[str, str] = {}
+    for parts in _by_content(table.to_pylist()):
+        together: list[list[_Part]] = []
+        reached = 0
+        for part in sorted(parts, key=_start):
+            if not together or part.span.start >= reached:
+                together.append([])
+            together[-1].append(part)
+            reached = max(reached, part.span.stop)
+        for group in together:
+            first = min(part.id for part in group)
+            found |= {part.id: first for part in group}
+    return found
+
+
+def _by_content(rows: Sequence[dict[str, Any]]) -> Iterable[list[_Part]]:
+    """What is shown of every content, by the bytes of its files."""
     by_digest: dict[str, list[_Part]] = defaultdict(list)
     for row in rows:
         span = trimmed(row["num_frames"], row["fps"], row["start_s"], row["end_s"])
         part = _Part(row["id"], row["path"], row["split"], span, row["label"])
         by_digest[row["digest"]].append(part)
-    for parts in by_digest.values():
+    return by_digest.values()
+
+
+def _start(part: _Part) -> tuple[int, int]:
+    return part.span.start, part.span.stop
+
+
+def _same_frames(rows: Sequence[dict[str, Any]], classes: Sequence[str] | None) -> Iterator[Check]:
+    for parts in _by_content(rows):
         if len(parts) > 1:
             yield from _overlaps(parts, classes)
 
@@ -185,7 +217,7 @@ def _overlaps(parts: Sequence[_Part], classes: Sequence[str] | None) -> Iterator
     """Parts of one content that meet an earlier one, at most one finding per part and split."""
     furthest: dict[str, _Part] = {}
     first: dict[tuple[str, range], _Part] = {}
-    for part in sorted(parts, key=lambda part: (part.span.start, part.span.stop)):
+    for part in sorted(parts, key=_start):
         for split, reaching in furthest.items():
             if part.span.start >= reaching.span.stop:
                 continue

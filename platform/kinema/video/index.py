@@ -19,6 +19,7 @@ from kinema.video.checks import (
     as_table,
     find_doubtful,
     find_missing,
+    same_footage,
     summary,
 )
 from kinema.video.datasets import Dataset
@@ -92,9 +93,14 @@ def index(config: IndexConfig) -> int:
         for row in failures.to_pylist()
     ]
     if config.test_share:
-        same_as = _same_frames(table)
-        usable = [source for source in present if source.id in same_as]
-        present = hold_out_test(usable, config.test_share, same_as)
+        same_as = same_footage(table)
+        present = [source for source in present if source.id in same_as]
+        try:
+            present = hold_out_test(present, config.test_share, same_as)
+        except ManifestError:  # for lack of videos, and these say where they went
+            _accept_failures(config, checks, listing, "missing or unreadable")
+            _report(config, checks)
+            raise
         table = _with_splits(table, present)
     checks += find_doubtful(present, table, listing.classes, config.tolerance)
     _accept_failures(config, checks, listing, "missing or unreadable")
@@ -123,8 +129,8 @@ def hold_out_test(
     Args:
         sources: the videos.
         share: of them.
-        same_as: ids of videos -> id by which all that show the same frames go, so that these stay
-            in one split.
+        same_as: ids of videos -> id by which all that share frames go, so that these stay in one
+            split; see `same_footage`.
 
     Raises:
         ManifestError: the data set has a test or validation split of its own, or too few videos.
@@ -156,16 +162,6 @@ def hold_out_test(
     return [
         replace(source, split="test") if member(source) in aside else source for source in sources
     ]
-
-
-def _same_frames(table: pa.Table) -> dict[str, str]:
-    """Id of each video -> the first id of those that show the same part of the same bytes."""
-    rows = table.select(["id", "digest", "start_s", "end_s"]).to_pylist()
-    shown = {row["id"]: (row["digest"], row["start_s"], row["end_s"]) for row in rows}
-    first: dict[object, str] = {}
-    for id in sorted(shown):
-        first.setdefault(shown[id], id)
-    return {id: first[frames] for id, frames in shown.items()}
 
 
 def _with_splits(table: pa.Table, sources: Sequence[Source]) -> pa.Table:
@@ -220,9 +216,10 @@ def _require_classes(checks: Sequence[Check], listing: Listing, table: pa.Table)
     left = set(table["label"].to_pylist())
     label = {source.id: source.label for source in listing.sources}
     for check in checks:
-        if check.kind in UNUSABLE and label[check.id] not in left:
+        lost = label[check.id] if check.kind in UNUSABLE else None
+        if lost is not None and lost not in left:
             raise ManifestError(
-                f"class {label[check.id]} has lost all its videos, such as {check.path}:"
+                f"class {lost} has lost all its videos, such as {check.path}:"
                 f" {check.detail}. Mend them, or take the class out of the data set"
             )
 
