@@ -39,7 +39,8 @@ def extract(
     video of another manifest. Videos that fail are listed, and tried again the next time.
 
     Args:
-        only: ids of the videos to see to, where others are to wait; all by default.
+        only: ids of the videos to see to, where others wait and stay listed as they are; all by
+            default.
         num_cpus: cores to use; all that the cluster has or can have by default.
         timeout_s: limit per video.
         max_failure_ratio: share of the manifest's videos that may fail.

@@ -167,7 +167,7 @@ def _folded(name: str) -> str:
 def same_footage(table: pa.Table) -> dict[str, str]:
     """Id of each video -> the first id of all that share frames with it, also by way of others.
 
-    Videos of different ones never leak into each other's split.
+    Where all of one such id are in one split, nothing leaks.
 
     Args:
         table: of the manifest's schema.

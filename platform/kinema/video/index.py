@@ -73,8 +73,9 @@ def index(config: IndexConfig) -> int:
         0, the exit status of a job.
 
     Raises:
-        KinemaError: annotations are missing or malformed, no video of a split can be used, more
-            videos are unusable than `max_failure_ratio` allows, or splits show the same frames.
+        KinemaError: annotations are missing or malformed, no video of a split or of a class known
+            from labels alone can be used, more videos are unusable than `max_failure_ratio` allows,
+            or splits show the same frames.
     """
     storage.check_writable(config.output, "output", "give another one", is_file=True)
     listing = config.dataset.read()
