@@ -67,6 +67,9 @@ def test_the_matrix_is_tracked_with_videos_that_are_named(
 
     def of(_: Data, asked: Experiment, motion: bool = True) -> None:
         asked.data.require_videos()
+        assert asked.data.synthetic is not None
+        if asked.data.synthetic.seed == 0:  # the first target's, whose cells fail later and alone
+            raise KinemaError("its manifest is damaged")
         raise Asked
 
     monkeypatch.setattr(transfer_module, "start", lambda _: None)
@@ -85,6 +88,8 @@ def test_every_cell_but_the_skipped_ones(tmp_path: Path) -> None:
 def test_skip_must_name_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="skip names target 'none'; known: plain, textured"):
         matrix(tmp_path, "transfer.skip=[{target: none}]")
+    with pytest.raises(ConfigError, match="skip leaves no cell"):
+        matrix(tmp_path, "transfer.skip=[{target: plain}, {target: textured}]")
 
 
 def test_sources_run_no_more_than_their_cells_need(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made_data_sets import MAKERS
 from tiny_videos import write, write_video
 
-from kinema.config import load
+from kinema.config import fingerprint, load
 from kinema.errors import ConfigError, ManifestError
 from kinema.video import decode
 from kinema.video.index import IndexConfig, hold_out_test, index
@@ -353,6 +355,65 @@ def test_files_of_the_same_bytes_stay_in_one_split(tmp_path: Path) -> None:
     assert kinds == ["duplicate"] * 18
 
 
+def test_parts_that_overlap_stay_in_one_split(tmp_path: Path) -> None:
+    write_video(tmp_path / "v/run/long.mp4", num_frames=60)
+    source, output = str(tmp_path / "m.parquet"), str(tmp_path / "n.parquet")
+    index(IndexConfig(dataset={"name": "folders", "source": str(tmp_path / "v")}, output=source))
+    (row,) = pq.read_table(source).to_pylist()
+    second = row["num_frames"] / row["fps"] / 10
+    parts = [  # four scenes of three parts that meet the one before
+        row | {"id": f"{scene}{part}", "start_s": start, "end_s": start + second}
+        for scene in range(4)
+        for part in range(3)
+        for start in [second * (2.5 * scene + 0.5 * part)]
+    ]
+    pq.write_table(pa.Table.from_pylist(parts, schema=pq.read_schema(source)), source)
+    dataset = {"name": "manifest", "source": source}
+    assert index(IndexConfig(dataset=dataset, output=output, test_share=0.25)) == 0
+    held = {row["id"] for row in pq.read_table(output).to_pylist() if row["split"] == "test"}
+    assert len(held) == 3
+    assert len({id[0] for id in held}) == 1
+    pq.write_table(pa.Table.from_pylist(parts[:3], schema=pq.read_schema(source)), source)
+    with pytest.raises(ManifestError, match=r"1 video \(copies and overlapping parts count once"):
+        index(IndexConfig(dataset=dataset, output=output, test_share=0.25))
+    kinds = pq.read_table(tmp_path / "n.checks.parquet")["kind"].to_pylist()
+    assert kinds == ["overlap"] * 2
+
+
+@given(
+    st.lists(st.sets(st.integers(0, 5), min_size=2, max_size=4), min_size=2, max_size=3),
+    st.sampled_from([0.2, 0.5]),
+)
+def test_every_class_has_videos_on_both_sides_or_is_named(
+    scenes: list[set[int]], share: float
+) -> None:
+    """Of classes that share scenes."""
+    shown = {f"{label}/{scene}": scene for label, some in enumerate(scenes) for scene in some}
+    sources = [Source(id, f"/v/{id}", "train", int(id[0])) for id in shown]
+    try:
+        held = hold_out_test(sources, share, {id: str(scene) for id, scene in shown.items()})
+    except ManifestError:
+        return
+    sides = {(source.label, source.split) for source in held}
+    assert len(sides) == 2 * len(scenes)
+    split = {shown[source.id]: source.split for source in held}
+    assert all(split[shown[source.id]] == source.split for source in held)
+
+
+def test_a_class_whose_videos_are_all_held_out_with_others_is_named() -> None:
+    rank = sorted("abcdefgh", key=lambda name: fingerprint("test split", name))
+    # the second class takes its first; its other goes with the first class's first
+    first, second = [rank[1], rank[2]], [rank[0], rank[1]]
+    sources = [
+        Source(f"{label}/{name}", f"/v/{name}", "train", label)
+        for label, names in enumerate((first, second))
+        for name in names
+    ]
+    same_as = {source.id: source.id[-1] for source in sources}
+    with pytest.raises(ManifestError, match=r"class 1 shares the frames of .* have two labels"):
+        hold_out_test(sources, 0.2, same_as)
+
+
 def test_the_test_split_is_taken_from_what_can_be_read(tmp_path: Path) -> None:
     for number in range(4):
         write_video(tmp_path / "v/run" / f"{number}.mp4", num_frames=4 + number)
@@ -375,7 +436,7 @@ def test_a_class_that_lacks_videos_to_hold_out_says_where_they_went(tmp_path: Pa
     settings = {"dataset": dataset, "output": str(tmp_path / "m.parquet"), "test_share": 0.2}
     with pytest.raises(ManifestError, match=r"1 of 4 videos are .* unreadable.*2\.mp4"):
         index(IndexConfig(**settings))
-    with pytest.raises(ManifestError, match="class 0 has 1 video: none would be left"):
+    with pytest.raises(ManifestError, match=r"class 0 has 1 video .*: none would be left"):
         index(IndexConfig(**settings, max_failure_ratio=0.25))
     assert pq.read_table(tmp_path / "m.failures.parquet")["id"].to_pylist() == ["a/2.mp4"]
 

@@ -102,6 +102,17 @@ def _train_cell(item: Trial, run: RemoteTracker) -> None:
     train(item.experiment, item.prepared.manifest_uri, item.prepared.manifest.digest, run)
 
 
+def _first_videos(planned: Sequence[Trial], data: Data) -> Prepared:
+    """Those of the first cell that has any, which the matrix as a whole is tracked with."""
+    problems = []
+    for cell in planned:
+        try:
+            return data.of(cell.experiment, motion=False)
+        except KinemaError as error:  # said again of the cell itself
+            problems.append(error)
+    raise problems[0]
+
+
 def transfer(experiment: TransferExperiment) -> int:
     """Fill the matrix, show it, keep table and heat map in MLflow.
 
@@ -124,7 +135,7 @@ def transfer(experiment: TransferExperiment) -> int:
     check_trials([Trial(name, {}, s.run) for name, s in sources.items() if s.run is not None])
     start(experiment.base())
     data = Data()
-    study = TransferStudy(experiment, data.of(planned[0].experiment, motion=False))
+    study = TransferStudy(experiment, _first_videos(planned, data))
     try:
         failures = _misfits(experiment, sources)
         usable = {name: source for name, source in sources.items() if name not in failures}

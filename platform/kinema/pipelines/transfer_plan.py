@@ -62,6 +62,8 @@ class TransferConfig(Config):
             for key, value in entry.items():
                 if value not in known[key]:
                     raise ValueError(f"skip names {key} '{value}'; known: {', '.join(known[key])}")
+        if not places(self):
+            raise ValueError("skip leaves no cell")
         return self
 
 

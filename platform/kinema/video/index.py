@@ -98,7 +98,8 @@ def index(config: IndexConfig) -> int:
         present = [source for source in present if source.id in same_as]
         try:
             present = hold_out_test(present, config.test_share, same_as)
-        except ManifestError:  # for lack of videos, and these say where they went
+        except ManifestError:  # for lack of videos; the tables say where they went
+            checks += find_doubtful(present, table, listing.classes, config.tolerance)
             _accept_failures(config, checks, listing, "missing or unreadable")
             _report(config, checks)
             raise
@@ -131,7 +132,7 @@ def hold_out_test(
         sources: the videos.
         share: of them.
         same_as: ids of videos -> id by which all that share frames go, so that these stay in one
-            split; see `same_footage`.
+            split, see `same_footage`; where there are groups, the groups alone decide.
 
     Raises:
         ManifestError: the data set has a test or validation split of its own, or too few videos.
@@ -150,6 +151,7 @@ def hold_out_test(
         whole = None if grouped else source.label
         parts.setdefault(whole, set()).add(member(source))
     aside: set[str] = set()
+    once = " (copies and overlapping parts count once)" if same_as else ""
     for label, members in parts.items():
         ranked = sorted(members, key=lambda name: fingerprint("test split", name))
         count = max(1, round(share * len(ranked)))
@@ -157,9 +159,15 @@ def hold_out_test(
             what = f"class {label}" if label is not None else "the data set"
             kind = "group" if grouped else "video"
             raise ManifestError(
-                f"{what} has {counted(count, kind)}: none would be left to train on"
+                f"{what} has {counted(count, kind)}{once}: none would be left to train on"
             )
         aside.update(ranked[:count])
+    for label, members in parts.items():
+        if members <= aside:  # what shares frames with another class is held out with that
+            raise ManifestError(
+                f"class {label} shares the frames of so many videos with other classes that none"
+                " would be left to train on; take the clips out that have two labels"
+            )
     return [
         replace(source, split="test") if member(source) in aside else source for source in sources
     ]
