@@ -6,13 +6,18 @@ python jobs/transfer.py experiments/mofo/table_3.yaml transfer.targets.SSv2.data
 
 from kinema.cli import parse, run
 from kinema.pipelines.transfer import transfer
-from kinema.pipelines.transfer_plan import TransferExperiment
+from kinema.pipelines.transfer_plan import TransferExperiment, check_transfer
 
 
 def main() -> int:
     """Fill the matrix; the exit code tells whether every cell has a result."""
     return transfer(
-        parse(TransferExperiment, default="experiments/demo/transfer.yaml", description=__doc__)
+        parse(
+            TransferExperiment,
+            default="experiments/demo/transfer.yaml",
+            description=__doc__,
+            check=check_transfer,
+        )
     )
 
 

@@ -159,7 +159,8 @@ def export(module: nn.Module, path: str, layout: Literal["videomae", "huggingfac
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in foreign.items()}
     if layout == "huggingface":
         described = hugging_face_config(module)
-        storage.write_json(path.rpartition("/")[0] + "/config.json", described)
+        folder = storage.absolute(path).rpartition("/")[0]
+        storage.write_json(storage.join(folder, "config.json"), described)
     storage.write_bytes(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
