@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,12 +187,6 @@ def test_what_cannot_be_probed_is_told_before_the_pretraining(
     here.setattr(module, "complete", lambda *_: pytest.fail("pretrained"))
     with pytest.raises(ConfigError, match="72 videos have no group"):
         prepare_probe(experiment(tmp_path, "protocol=leave_one_group_out"))
-    unlabelled = asked(experiment(tmp_path, "protocol=leave_one_group_out"), groups=2)
-    table = unlabelled.manifest.table
-    labels = pa.nulls(len(table), pa.int32())
-    table = table.set_column(table.column_names.index("label"), "label", labels)
-    with pytest.raises(ConfigError, match="the manifest has no labelled video"):
-        probe(replace(unlabelled, manifest=Manifest(table)))
     with pytest.raises(ConfigError, match="no labelled video in split 'test' or 'validation'"):
         prepare_probe(experiment(tmp_path, "data.synthetic.num_test=0"))
 
