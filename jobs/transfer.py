@@ -6,18 +6,13 @@ python jobs/transfer.py experiments/mofo/table_3.yaml transfer.targets.SSv2.data
 
 from kinema.cli import parse, run
 from kinema.pipelines.transfer import transfer
-from kinema.pipelines.transfer_plan import TransferExperiment, check_transfer
+from kinema.pipelines.transfer_plan import TransferExperiment
 
 
 def main() -> int:
     """Fill the matrix; the exit code tells whether every cell has a result."""
     return transfer(
-        parse(
-            TransferExperiment,
-            default="experiments/demo/transfer.yaml",
-            description=__doc__,
-            check=check_transfer,
-        )
+        parse(TransferExperiment, default="experiments/demo/transfer.yaml", description=__doc__)
     )
 
 

@@ -308,6 +308,11 @@ def test_groups_accuracies_average_to_the_whole() -> None:
     assert total == pytest.approx(accuracy(answer))
 
 
+def test_one_group_cannot_be_left_out() -> None:
+    with pytest.raises(ConfigError, match="the manifest has one group"):
+        leave_one_group_out(KnnProbe(), drawn(8, 1, 6, num_groups=1), CLASSES, 0, CPU)
+
+
 def test_held_out_videos_choose_the_penalty() -> None:
     """Only a weak penalty can use features this small."""
     train = drawn(80, 1, 8)

@@ -221,14 +221,6 @@ def test_hugging_face_computes_what_kinema_computes(hugging_face: Any, tmp_path:
     torch.testing.assert_close(classifier()(clip()), theirs(frames).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_the_description_lies_beside_the_weights_wherever_these_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    exchange.export(classifier(), "model.safetensors", "huggingface")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-
-
 def test_kinema_computes_what_hugging_face_computes(hugging_face: Any, tmp_path: Path) -> None:
     """Both networks, theirs to ours: folders written by `save_pretrained`."""
     frames = clip().transpose(1, 2)

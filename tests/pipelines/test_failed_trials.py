@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -293,27 +291,6 @@ def test_a_restart_does_not_repeat_what_would_come_again(
     with pytest.raises(type(error)):
         train_module._train_worker(worker(tmp_path, "second"))  # submitted again: tried again
     assert len(begun) == starts + 1
-
-
-def test_ctrl_c_ends_a_training_as_it_ends_all_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray's handler exits, and stays."""
-
-    class Trainer:
-        def __init__(self, *_: object, **__: object) -> None:
-            pass
-
-        def fit(self) -> None:
-            signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(train_module, "require", lambda *_: None)
-    monkeypatch.setattr(train_module.ray.train.torch, "TorchTrainer", Trainer)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train_module.train(load_sweep(tmp_path).base().resolved(), "manifest.parquet", DIGEST)
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("read", [True, False])

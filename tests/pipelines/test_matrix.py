@@ -28,7 +28,6 @@ from kinema.pipelines.transfer_plan import (
     TransferExperiment,
     build_cell,
     cell_experiment,
-    check_transfer,
     places,
     plan_sources,
 )
@@ -89,8 +88,6 @@ def test_every_cell_but_the_skipped_ones(tmp_path: Path) -> None:
 def test_skip_must_name_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="skip names target 'none'; known: plain, textured"):
         matrix(tmp_path, "transfer.skip=[{target: none}]")
-    # a file's skip may name a protocol that the command line leaves out
-    assert matrix(tmp_path, "transfer.protocols=[attentive]").transfer.skip
     with pytest.raises(ConfigError, match="skip leaves no cell"):
         matrix(tmp_path, "transfer.skip=[{target: plain}, {target: textured}]")
 
@@ -153,17 +150,6 @@ def test_a_sources_motion_is_extracted_only_where_it_is_read(
     assert extracted == []
     build_cell(experiment, Place("plain", "textured", "direct"), source, data)
     assert len(extracted) == 2  # of the source's own videos and of the target's
-
-
-@pytest.mark.parametrize("side", ["sources", "targets"])
-def test_what_a_source_or_target_gives_is_checked_like_all_settings(
-    tmp_path: Path, side: str
-) -> None:
-    check_transfer(matrix(tmp_path))
-    with pytest.raises(
-        ConfigError, match=rf"transfer\.{side}\.plain: 1 problem\n.*unknown key 'pretrian'"
-    ):
-        check_transfer(matrix(tmp_path, f"transfer.{side}.plain.pretrian=null"))
 
 
 def test_target_that_is_no_valid_experiment(tmp_path: Path) -> None:

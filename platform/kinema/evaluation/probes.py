@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,7 +18,6 @@ from kinema.evaluation.knn_probe import KnnProbe
 from kinema.evaluation.linear_probe import LinearProbe
 from kinema.evaluation.probe_rule import Setting
 from kinema.training.predict import top_k_hits
-from kinema.video.manifest import Entry
 
 Probe = Annotated[LinearProbe | KnnProbe | AttentiveProbe, Field(discriminator="name")]
 """Every probe there is, told apart by `name`."""
@@ -56,42 +55,23 @@ def official(
     return Answer(test, _over_views(said), {"all": chosen})
 
 
-def groups_of(entries: Sequence[Entry], key: str) -> list[str]:
-    """The videos' groups, of which each is to be left out once.
-
-    Args:
-        entries: the videos.
-        key: the setting that asks for it, for the error.
-
-    Raises:
-        ConfigError: a video has no group, or all have the same.
-    """
-    alone = [entry.id for entry in entries if entry.group is None]
-    problem = None
-    if alone:
-        problem = f"{len(alone)} videos have no group, such as {alone[0]}"
-    elif len({entry.group for entry in entries}) < 2:
-        problem = "all videos are of one group"
-    if problem is not None:
-        raise ConfigError(
-            [
-                f"{key}=leave_one_group_out: {problem}; index them again with dataset.group=REGEX,"
-                r" a regular expression on the path that gives the group, such as '(S\d)_'"
-            ]
-        )
-    return [str(entry.group) for entry in entries]
-
-
 def leave_one_group_out(
     probe: Probe, features: Features, num_classes: int, seed: int, device: torch.device
 ) -> Answer:
     """Answer about each group's videos with a probe fitted to all the others.
 
     Every video is answered about exactly once, by a probe that saw none of its group, neither in
-    fitting nor in choosing. `groups_of` checks that there are several.
+    fitting nor in choosing.
+
+    Raises:
+        ConfigError: there is one group only.
     """
     features = features.ordered()
     names = sorted(set(features.groups))
+    if len(names) < 2:
+        raise ConfigError(
+            ["protocol=leave_one_group_out: the manifest has one group; index it with group=..."]
+        )
     groups = np.array(features.groups)
     probabilities = np.empty((len(features), num_classes), np.float32)
     settings = {}

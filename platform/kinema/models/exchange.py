@@ -159,8 +159,7 @@ def export(module: nn.Module, path: str, layout: Literal["videomae", "huggingfac
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in foreign.items()}
     if layout == "huggingface":
         described = hugging_face_config(module)
-        folder = storage.absolute(path).rpartition("/")[0]
-        storage.write_json(storage.join(folder, "config.json"), described)
+        storage.write_json(path.rpartition("/")[0] + "/config.json", described)
     storage.write_bytes(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 

@@ -24,7 +24,6 @@ from kinema.evaluation.boxes_only import (
     classify_split,
     video_features,
 )
-from kinema.evaluation.probes import groups_of
 from kinema.experiment import AnyExperiment, Experiment
 from kinema.figures.table import TextTable
 from kinema.motion.extractor import EXTRACTOR_VERSION
@@ -62,7 +61,7 @@ def classify_boxes(experiment: BoxesOnlyExperiment) -> dict[str, Any]:
     manifest_uri = prepare_manifest(experiment)
     manifest = Manifest.read(manifest_uri)
     if experiment.control.protocol == "leave_one_group_out":
-        groups_of(manifest.rows(), "control.protocol")  # says at once what is missing
+        _groups(manifest.rows())  # says at once what is missing
     prepare([experiment], reads_motion=lambda _: True)
     outcome, found = _test(experiment, manifest)
     output = storage.join(experiment.root, "boxes_only", _key(experiment, manifest))
@@ -91,7 +90,7 @@ def _test(experiment: BoxesOnlyExperiment, manifest: Manifest) -> tuple[BoxesOnl
     control, seed, classes = experiment.control, experiment.seed, manifest.num_classes
     if control.protocol == "leave_one_group_out":
         tested = list(source.entries)
-        groups = groups_of(tested, "control.protocol")
+        groups = _groups(tested)
         features, labels = _features(experiment, source, tested)
         ids = [entry.id for entry in tested]
         outcome = classify_groups(features, labels, groups, ids, classes, control, seed)
@@ -135,6 +134,18 @@ def _sampling(experiment: Experiment) -> Sampling:
     stage = experiment.finetune or experiment.pretrain
     assert stage is not None  # an experiment without both is none
     return stage.sampling
+
+
+def _groups(entries: Sequence[Entry]) -> list[str]:
+    without = [entry.id for entry in entries if entry.group is None]
+    if without:
+        raise ConfigError(
+            [
+                f"control.protocol: {len(without)} videos have no group, such as {without[0]};"
+                " index them with group=..., see jobs/index_videos.py"
+            ]
+        )
+    return [str(entry.group) for entry in entries]
 
 
 def _features(

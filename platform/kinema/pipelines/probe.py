@@ -25,7 +25,7 @@ from kinema.evaluation.attentive_probe import AttentiveProbe
 from kinema.evaluation.features import Features, features_of
 from kinema.evaluation.linear_probe import LinearProbe
 from kinema.evaluation.multiview import judge_probabilities
-from kinema.evaluation.probes import Answer, Probe, groups_of, leave_one_group_out, official
+from kinema.evaluation.probes import Answer, Probe, leave_one_group_out, official
 from kinema.evaluation.readout import ReadoutConfig
 from kinema.experiment import AnyExperiment, Experiment
 from kinema.models.weights import saw_labels
@@ -174,7 +174,6 @@ def prepare_probe(experiment: ProbeExperiment) -> Asked:
     """Make what a resolved experiment probes: its manifest, and its encoder if it is missing."""
     uri = prepare_manifest(experiment)
     manifest = Manifest.read(uri)
-    _tested(experiment, manifest)  # what makes it impossible is said before anything is trained
     pretraining = experiment.pretraining()
     if pretraining is None:
         return Asked(experiment, uri, manifest, experiment.encoder)
@@ -200,7 +199,16 @@ def probe(asked: Asked) -> dict[str, Any]:
     started = time.time()
     experiment, manifest = asked.experiment, asked.manifest
     by_group = experiment.protocol == "leave_one_group_out"
-    split, tested = _tested(experiment, manifest)
+    split, tested = ("each group", manifest.rows()) if by_group else tested_split(manifest)
+    tested = [entry for entry in tested if entry.label is not None]
+    alone = [entry.id for entry in tested if entry.group is None]
+    if by_group and alone:
+        raise ConfigError(
+            [
+                f"protocol=leave_one_group_out: {len(alone)} videos have no group, such as"
+                f" {alone[0]}; index them with jobs/index_videos.py group=..."
+            ]
+        )
     if by_group:
         _warn_of_lone_classes(tested)
     trained = manifest.select("train").rows()
@@ -252,19 +260,6 @@ def probe(asked: Asked) -> dict[str, Any]:
     }
     storage.write_json(storage.join(asked.folder, trial.RESULT_FILE), outcome)
     return outcome
-
-
-def _tested(experiment: ProbeExperiment, manifest: Manifest) -> tuple[str, list[Entry]]:
-    """Name and labelled videos of what is tested.
-
-    Raises:
-        ConfigError: no labels, no test split, or no groups.
-    """
-    if experiment.protocol == "official":
-        return tested_split(manifest)
-    labelled = [entry for entry in manifest.rows() if entry.label is not None]
-    groups_of(labelled, "protocol")
-    return "each group", labelled
 
 
 def _warn_of_lone_classes(tested: Sequence[Entry]) -> None:

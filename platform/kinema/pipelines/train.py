@@ -10,9 +10,7 @@ import json
 import logging
 import math
 import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -188,8 +186,7 @@ def train(
         ),
     )
     try:
-        with _interruptible():
-            trainer.fit()
+        trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"run {key}: {_reason(error)}") from error
     reason = _failure(failure, attempt)
@@ -199,25 +196,6 @@ def train(
     if done is None:
         raise TrainingError(f"run {key}: ended without a result under {experiment.root}")
     return done
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Make Ctrl-C end a training as it ends everything else.
-
-    In the main thread Ray Train sets a handler that ends the run and then the program, with status
-    1 and without a word, and leaves it there when the training is over.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _reason(error: Exception) -> str:

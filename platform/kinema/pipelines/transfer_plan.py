@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -57,7 +56,7 @@ class TransferConfig(Config):
         known: dict[str, list[str]] = {
             "source": list(self.sources),
             "target": list(self.targets),
-            "protocol": list(get_args(TransferProtocol)),
+            "protocol": [*self.protocols],
         }
         for entry in self.skip:
             for key, value in entry.items():
@@ -134,17 +133,6 @@ class Cell(Trial):
 
     prepared: Prepared | None = None
     test: Asked | DirectTest | None = None
-
-
-def check_transfer(experiment: TransferExperiment, _: Sequence[str] = ()) -> None:
-    """Make sure that the overrides of every source and every target give valid experiments.
-
-    Raises:
-        ConfigError: some do not; names them.
-    """
-    sources = plan_sources(experiment)
-    for place in places(experiment.transfer):
-        cell_experiment(experiment, place, sources[place.source], None)
 
 
 def places(config: TransferConfig) -> list[Place]:
